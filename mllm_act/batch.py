@@ -1,0 +1,52 @@
+"""The one place that defines what a model sees and what it is trained on.
+
+Axes: B batch, T timesteps of context, H W image, P proprioception, A action dimensions, N prompt tokens.
+
+* A step is one camera frame per camera, one proprioception vector and one action.
+* ``mask[b, t]`` says that step t of window b exists. Steps that exist come first; the padding is at the end.
+* Images are the simulator's or the data set's own pixels, uint8 in [0, 255], RGB, upright. The model resizes and
+  normalises them on the device, with the same code in training and acting.
+* ``proprio`` and ``action`` are in the environment's own numbers; normalisation is the policy's business.
+* ``prompt`` is padded at its end; ``prompt_mask`` says which of its tokens exist.
+"""
+
+from collections.abc import Mapping
+
+import chex
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+Images = Mapping[str, UInt8[Array, "B T H W 3"]]
+
+
+@struct.dataclass
+class Observation:
+    """What the policy knows at each of T steps."""
+
+    images: Images
+    proprio: Float[Array, "B T P"]
+    mask: Bool[Array, "B T"]
+    prompt: Int[Array, "B N"]
+    prompt_mask: Bool[Array, "B N"]
+
+
+@struct.dataclass
+class Batch:
+    """Windows of demonstrations: what was seen, and what the expert did at each step."""
+
+    observation: Observation
+    action: Float[Array, "B T A"]
+
+
+def check(batch: Batch) -> None:
+    """Raises AssertionError where a shape or dtype breaks the contract above."""
+    seen = batch.observation
+    b, t = seen.mask.shape
+    chex.assert_type([seen.mask, seen.prompt_mask], bool)
+    for image in seen.images.values():
+        chex.assert_shape(image, (b, t, None, None, 3))
+        chex.assert_type(image, "uint8")
+    chex.assert_shape(seen.proprio, (b, t, None))
+    chex.assert_shape(batch.action, (b, t, None))
+    chex.assert_equal_shape([seen.prompt, seen.prompt_mask])
+    chex.assert_axis_dimension(seen.prompt, 0, b)

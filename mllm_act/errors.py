@@ -1,0 +1,28 @@
+"""One way to say what is wrong: a single line that names the key, the expected, the found and the mend."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one complete line; programs print it and exit 1."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint such as ``"did you mean 'reach-v3'?"``, or the known names when none is near."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"known: {shown}"
+
+
+def run(program: Callable[[], None]) -> None:
+    """Runs a program's main; a ``UserError`` ends it with one line on stderr and exit status 1."""
+    try:
+        program()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,137 @@
+"""Checkpoints: arrays and one JSON document per step, written in the background by Orbax. No pickle.
+
+A checkpoint of step n holds ``arrays`` (any tree of jax arrays, saved and restored with its shardings) and
+``meta`` (JSON: whatever the program needs to go on and to act). Orbax renames a step's folder into place
+when it is whole, so a killed run leaves the last whole one as the newest.
+"""
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mllm_act.errors import UserError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "tokenizers")
+
+
+class Checkpointer:
+    """Saves and restores steps under ``workdir/checkpoints``. Use as a context manager."""
+
+    def __init__(self, workdir: Path, keep: int = 2) -> None:
+        """Opens the folder.
+
+        Args:
+          workdir: the run's folder.
+          keep: how many newest steps stay on disk.
+        """
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every array it writes
+        self.directory = (workdir / "checkpoints").resolve()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            item_names=("arrays", "meta"),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
+        """Starts writing a step; returns once the arrays are copied off the devices."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        )
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads the arrays of a step with the shapes, dtypes and shardings of ``like``.
+
+        Args:
+          step: a step that exists.
+          like: the same tree, of arrays or ``jax.ShapeDtypeStruct``.
+
+        Raises:
+          UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"{self.directory}/{step}: the checkpoint does not fit this config "
+                f"({str(error).splitlines()[0][:300]}); use the config it was trained with or a new --workdir"
+            ) from error
+        return restored["arrays"]
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Reads the JSON document of a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def wait(self) -> None:
+        """Blocks until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the writes under way and releases the threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def find(path: Path) -> tuple[Path, int]:
+    """Finds a checkpoint from a run's folder, its ``checkpoints`` folder, or one step's folder.
+
+    Returns:
+      The run's folder (the parent of ``checkpoints``) and the step (the newest unless ``path`` names one).
+
+    Raises:
+      UserError: if nothing whole is there.
+    """
+    path = path.resolve()
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        if not (path / "_CHECKPOINT_METADATA").exists():
+            raise UserError(f"{path}: expected a whole checkpoint, found none; name another step or the run's folder")
+        return path.parent.parent, int(path.name)
+    workdir = path.parent if path.name == "checkpoints" else path
+    folder = workdir / "checkpoints"
+    steps = [int(p.parent.name) for p in folder.glob("*/_CHECKPOINT_METADATA") if p.parent.name.isdigit()]
+    if not steps:
+        raise UserError(f"{path}: expected a run's folder with checkpoints/<step>/ in it, found no whole checkpoint")
+    return workdir, max(steps)
+
+
+def provenance() -> dict[str, Any]:
+    """Returns what made a checkpoint: library versions, Python, and the git commit (None outside a clone)."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "git_commit": git.stdout.strip() or None,
+        "devices": str(jax.devices()[0].device_kind),
+    }
+
+
+def canonical(meta: Any) -> Any:
+    """Returns ``meta`` as JSON would give it back (tuples become lists), for comparing with a restored one."""
+    return json.loads(json.dumps(meta))
