@@ -1,0 +1,66 @@
+# `make` lists what there is. Every target does its own set-up; the second time that takes no time.
+
+PYTHON ?=
+ADAPTERS ?= rvq
+STAMP := .venv/.set-up
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format doctor parity lock clean always
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## virtual environment, pinned packages, libraries for headless rendering (PYTHON=... picks one)
+
+# The stamp comes last: a set-up that was interrupted is done again.
+$(STAMP): requirements/lock.txt requirements/uv.txt requirements/setup.sh pyproject.toml
+	@PYTHON='$(PYTHON)' sh requirements/setup.sh
+	@touch $@
+
+ifneq ($(PYTHON),)  # a named interpreter is looked at even where a set-up stands, which may be another's
+$(STAMP): always
+always: ;
+endif
+
+demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all compares the four)
+	@$(RUN) -m mllm_act.demo --adapters=$(ADAPTERS)
+
+test: lint  ## lint, types and all tests, at most 10 minutes on 2 cores
+	@$(RUN) -m pytest -q -n 2
+
+lint: setup  ## ruff, its format check, mypy
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: setup  ## put the code into ruff's format and mend what it can
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+doctor: setup  ## try each thing the framework needs on this machine, and say the mend
+	@$(RUN) -m mllm_act.doctor
+
+# pip, not uv: pip sees local wheels (a CPU build of PyTorch, say) that its configuration names. Without such a wheel
+# this takes the default build and, on Linux, gigabytes of CUDA libraries.
+parity: setup  ## PyTorch and the reference implementations that benchmarks compare with
+	@$(RUN) -m pip install -q --disable-pip-version-check -r requirements/parity.txt
+
+# One version of each package for all Pythons, so that every user has what the tests ran with.
+COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 \
+	--no-emit-index-url --no-annotate --no-header pyproject.toml
+
+lock: setup  ## resolve the pins again (UPGRADE=--upgrade takes the newest)
+	@cp requirements/lock.txt .venv/lock.txt
+	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra test -o .venv/lock.txt
+	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, test." \
+		| cat - .venv/lock.txt > requirements/lock.txt
+	@cp requirements/parity.txt .venv/parity.txt
+	@$(COMPILE) $(UPGRADE) --extra parity -c requirements/lock.txt -o .venv/parity.txt
+	@echo "# Made by 'make lock': what the extra parity adds, less PyTorch's CUDA libraries (it asks for its own)." \
+		| cat - .venv/parity.txt | grep -vE '^(nvidia-|cuda-|triton=)' | grep -vxFf .venv/lock.txt > .venv/parity.new
+	@mv .venv/parity.new requirements/parity.txt
+
+clean:  ## remove .venv, caches and what the demo wrote (runs/)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
