@@ -1,0 +1,70 @@
+"""The frame of a TFRecord file, walked without reading the payload: what makes a shard whole.
+
+A record is ``uint64 length, uint32 crc(length), payload, uint32 crc(payload)``, little-endian, where
+``crc`` is a rotated CRC-32C (TensorFlow, ``lib/io/record_writer.h``). Walking the lengths finds
+truncated files, and the payload checksums together identify the content, at 28 bytes read a record.
+TensorFlow checks the payloads themselves while it reads them.
+"""
+
+import struct
+from pathlib import Path
+
+from mllm_act.errors import UserError
+
+_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
+_HEADER = struct.Struct("<QI")
+
+
+def _table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (_POLYNOMIAL if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_TABLE = _table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Returns the rotated CRC-32C that TFRecord stores."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def payload_checksums(path: Path) -> list[bytes]:
+    """Returns the stored 4-byte payload checksum of every record of a TFRecord file.
+
+    Raises:
+      UserError: the file ends inside a record, or a length does not match its checksum.
+    """
+    size = path.stat().st_size
+    checksums: list[bytes] = []
+    offset = 0
+    with path.open("rb", buffering=0) as file:
+        while offset < size:
+            file.seek(offset)
+            header = file.read(_HEADER.size)
+            where = f"{path}: record {len(checksums)} at byte {offset}"
+            if len(header) < _HEADER.size:
+                raise UserError(f"{where} is truncated: the file ends inside its header; {MEND}")
+            length, checksum = _HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise UserError(f"{where} is corrupt: its length fails its checksum; {MEND}")
+            end = offset + _HEADER.size + length + 4
+            if end > size:
+                raise UserError(
+                    f"{where} is truncated: expected {end - offset} bytes, found {size - offset}; "
+                    f"{MEND}"
+                )
+            file.seek(end - 4)
+            checksums.append(file.read(4))
+            offset = end
+    return checksums
+
+
+MEND = "copy the file again, or write the dataset anew with python -m data_pipelines.generate"

@@ -1,0 +1,13 @@
+"""TensorFlow for reading data: quiet, and on the CPU only, so that JAX alone owns the accelerators."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; set, it prints a line at import
+
+import tensorflow as tf  # noqa: E402
+
+for _kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], _kind)
+
+__all__ = ["tf"]

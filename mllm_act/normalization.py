@@ -1,0 +1,96 @@
+"""Statistics of a dataset, and the normalisation of actions and proprioception made from them.
+
+Plain numbers in a JSON object, so that a checkpoint can carry them and acting needs no TensorFlow.
+The functions use only arithmetic: they take numpy and JAX arrays, traced ones too.
+"""
+
+import dataclasses
+import json
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mllm_act.errors import UserError
+
+Array = TypeVar("Array", bound=Any)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Exact statistics of each dimension over all steps, in the stored units."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]  # of the population
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What training learnt of its data; ``fingerprint`` names the bytes of the split it is of."""
+
+    action: Moments
+    proprio: Moments
+    num_steps: int
+    num_episodes: int
+    split: str
+    fingerprint: str
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Statistics":
+        """Inverse of ``to_json``; ``UserError`` names the keys where they are not the expected."""
+        values = json.loads(text)
+        for kind, found, where in (
+            (cls, values, "statistics"),
+            (Moments, values.get("action", {}), "statistics: action"),
+            (Moments, values.get("proprio", {}), "statistics: proprio"),
+        ):
+            expected = {field.name for field in dataclasses.fields(kind)}
+            if set(found) != expected:
+                raise UserError(
+                    f"{where}: expected the keys {sorted(expected)}, found {sorted(found)}; "
+                    "compute them anew from the dataset"
+                )
+        moments = {
+            key: Moments(**{name: tuple(numbers) for name, numbers in values[key].items()})
+            for key in ("action", "proprio")
+        }
+        return cls(**{**values, **moments})
+
+    def normalize_action(self, action: Array) -> Array:
+        """Maps [..., A] linearly so that the training split fills [-1, 1] in each dimension.
+
+        The identity, to the bit, where it fills it already; a dimension that never changed passes
+        through. Actions beyond the training split's go beyond [-1, 1]: nothing is clipped here.
+        """
+        centre, half = self._action_box()
+        return (action - centre) / half
+
+    def unnormalize_action(self, action: Array) -> Array:
+        """Inverse of ``normalize_action``: back to the environment's own numbers."""
+        centre, half = self._action_box()
+        return action * half + centre
+
+    def normalize_proprio(self, proprio: Array) -> Array:
+        """Maps [..., P] to mean 0 and standard deviation 1; a constant dimension to 0."""
+        std = np.array(self.proprio.std)
+        std = np.where(_constant(self.proprio), 1.0, std)
+        return (proprio - np.float32(self.proprio.mean)) / std.astype(np.float32)
+
+    def _action_box(self) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.array(self.action.min), np.array(self.action.max)
+        constant = _constant(self.action)
+        centre = np.where(constant, 0.0, (high + low) / 2)
+        half = np.where(constant, 1.0, (high - low) / 2)
+        return centre.astype(np.float32), half.astype(np.float32)
+
+
+def _constant(moments: Moments) -> np.ndarray:
+    """Which dimensions vary by no more than rounding: dividing by their range would blow it up."""
+    low, high = np.array(moments.min), np.array(moments.max)
+    return high - low <= 1e-6 * np.maximum(1.0, np.maximum(abs(low), abs(high)))
