@@ -44,7 +44,7 @@ fi
 
 # 3. The pinned packages: with uv for speed; with pip where uv cannot (pip knows this machine's mirrors and proxies).
 echo "installing the packages of requirements/lock.txt"
-export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE="${UV_LINK_MODE:-copy}"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 .venv/bin/python -m pip install -q -r requirements/uv.txt
 .venv/bin/uv pip install -q --python .venv/bin/python -r requirements/lock.txt || {
     echo "uv could not install them (its own words are above); trying pip, which takes longer"

@@ -1,0 +1,274 @@
+"""Tries each thing the framework needs on this machine, and says the mend of what fails.
+
+    python -m mllm_act.doctor
+
+One line a thing: ``ok``, ``note`` (not needed, but worth knowing) or ``fail``. Exit status 1 if
+anything needed fails. What could take the process down (a driver that aborts) is tried in a child.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mllm_act.errors import UserError, run
+
+LOCK = Path(__file__).parents[1] / "requirements" / "lock.txt"
+DISK_GB = 5  # what the demo writes and its compilation caches, with room
+MEMORY_GB = 6  # train.py beside two simulators and TensorFlow
+CHILD_SECONDS = 120
+
+JAX = """
+import jax, jax.numpy as jnp, numpy as np
+x = np.arange(256 * 256, dtype=np.float32).reshape(256, 256) / 65536
+y = jax.jit(lambda x: x @ x)(x)
+assert np.allclose(y, x @ x, rtol=0.02), 'a jitted matrix product is wrong'
+d = jax.devices()
+print(f'{jax.__version__}: {len(d)} x {d[0].device_kind}; a jitted matrix product is right')
+"""
+TENSORFLOW = """
+import tensorflow as tf, tensorflow_datasets as tfds
+image = tf.io.encode_jpeg(tf.fill([200, 200, 3], tf.constant(128, tf.uint8)))
+data = tf.data.Dataset.from_tensors(image).repeat(8).map(tf.io.decode_jpeg, tf.data.AUTOTUNE)
+shapes = {tuple(x.shape) for x in data.as_numpy_iterator()}
+assert shapes == {(200, 200, 3)}, f'decoded images have shapes {shapes}'
+print(f'{tf.__version__}, tensorflow-datasets {tfds.__version__}: tf.data decodes images')
+"""
+RENDERING = """
+import mujoco, os, time
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom type="box" size=".2 .2 .2" rgba="1 0 0 1"/>'
+    '<camera name="c" pos="0 -2 1" xyaxes="1 0 0 0 .5 1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 200, 200)
+renderer.update_scene(data, 'c')
+renderer.render()
+start = time.perf_counter()
+frame = renderer.render()
+elapsed = time.perf_counter() - start
+assert frame.shape == (200, 200, 3) and frame.std() > 1, 'the rendered frame is empty'
+backend = os.environ.get('MUJOCO_GL', 'default')
+print(f'MuJoCo {mujoco.__version__} by {backend}: a 200x200 frame in {1e3 * elapsed:.1f} ms')
+renderer.close()
+"""
+SIMULATOR = """
+import importlib.metadata, metaworld
+from metaworld.policies import ENV_POLICY_MAP
+benchmark = metaworld.MT1('reach-v3', seed=0)
+env = benchmark.train_classes['reach-v3']()
+env.set_task(benchmark.train_tasks[0])
+observation, _ = env.reset()
+expert = ENV_POLICY_MAP['reach-v3']()
+info = {'success': 0}
+for _ in range(200):
+    observation, _, _, _, info = env.step(expert.get_action(observation).clip(-1, 1))
+    if info['success']: break
+assert info['success'], 'the scripted expert of reach-v3 does not succeed'
+print(f"metaworld {importlib.metadata.version('metaworld')}: the expert solves reach-v3")
+"""
+VIDEO = """
+import sys, imageio.v2 as imageio, numpy as np
+with imageio.get_writer(sys.argv[1], fps=10) as writer:
+    for i in range(5): writer.append_data(np.full((64, 64, 3), 50 * i, np.uint8))
+assert sum(1 for _ in imageio.get_reader(sys.argv[1])) == 5, 'a written video cannot be read back'
+print('ffmpeg writes a video and reads it back')
+"""
+
+SETUP = "make setup"
+EGL = "apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri (or the driver's EGL library)"
+
+
+class Finding(NamedTuple):
+    """What one check found: ``status`` is ok, note or fail; ``mend`` may be empty."""
+
+    status: str
+    text: str
+    mend: str = ""
+
+
+def child(
+    code: str, mend: str, *arguments: str, environment: dict[str, str] | None = None
+) -> Finding:
+    """Runs a check's Python source in its own process; its last line is the finding."""
+    command = [sys.executable, "-c", code, *arguments]
+    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(environment or {})}
+    try:
+        done = subprocess.run(
+            command,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=CHILD_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("fail", f"no answer within {CHILD_SECONDS} s", mend)
+    if done.returncode == 0:
+        return Finding("ok", done.stdout.strip().splitlines()[-1])
+    if done.returncode < 0:
+        return Finding("fail", f"the process was killed by signal {-done.returncode}", mend)
+    # The line that names the error: frames stand before it, destructors may print after it.
+    lines = [
+        x
+        for x in done.stderr.splitlines()
+        if "Error" in x and not x.startswith((" ", "Exception ignored"))
+    ]
+    return Finding(
+        "fail", (lines or done.stderr.strip().splitlines() or ["it failed without a word"])[0], mend
+    )
+
+
+def python() -> Finding:
+    found = f"{platform.python_version()} at {sys.executable}"
+    return (
+        Finding("ok", found)
+        if sys.version_info >= (3, 11)
+        else Finding("fail", f"{found}; expected 3.11 or newer", SETUP)
+    )
+
+
+def packages(lock: Path = LOCK) -> Finding:
+    """Compares what is installed with the lock; another version is only a note."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return Finding("fail", "the package `packaging` is missing", SETUP)
+    if not lock.is_file():
+        return Finding("note", f"no {lock}: this is not a checkout, so versions were not compared")
+    lines = [x for x in lock.read_text().splitlines() if x and not x.startswith("#")]
+    pins = [x for x in map(Requirement, lines) if x.marker is None or x.marker.evaluate()]
+    missing, other = [], []
+    for pin in pins:
+        try:
+            version = importlib.metadata.version(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(pin.name)
+            continue
+        if not pin.specifier.contains(version, prereleases=True):
+            other.append(f"{pin.name} {version} (pinned {str(pin.specifier).removeprefix('==')})")
+    if missing:
+        return Finding(
+            "fail", f"{len(missing)} of {len(pins)} missing: {', '.join(missing[:6])}", SETUP
+        )
+    if other:
+        return Finding(
+            "note",
+            f"{len(other)} of {len(pins)} differ from the lock: {', '.join(other[:6])}",
+            SETUP,
+        )
+    return Finding("ok", f"all {len(pins)} as pinned in {lock.parent.name}/{lock.name}")
+
+
+def jax() -> Finding:
+    return child(JAX, f"{SETUP}; JAX_PLATFORMS=cpu leaves a failing accelerator out")
+
+
+def tensorflow() -> Finding:
+    return child(TENSORFLOW, SETUP)
+
+
+def rendering() -> Finding:
+    if sys.platform != "linux":
+        return child(RENDERING, SETUP)
+    return child(RENDERING, EGL, environment={"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")})
+
+
+def simulator() -> Finding:
+    return child(SIMULATOR, SETUP)
+
+
+def video() -> Finding:
+    with tempfile.TemporaryDirectory() as folder:
+        return child(VIDEO, SETUP, f"{folder}/video.mp4")
+
+
+def temporary() -> Finding:
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(bytes(2**20))
+            file.flush()
+    except OSError as error:
+        return Finding(
+            "fail", f"no temporary file can be written: {error}", "set TMPDIR to a folder with room"
+        )
+    return Finding("ok", f"{tempfile.gettempdir()} can be written")
+
+
+def disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    text = f"{free:.0f} GB free at {Path.cwd()}"
+    return (
+        Finding("ok", text)
+        if free >= DISK_GB
+        else Finding("fail", f"{text}; expected {DISK_GB} GB", "make room")
+    )
+
+
+def memory() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    text = f"{size:.0f} GB, {cores} cores"
+    if size >= MEMORY_GB:
+        return Finding("ok", text)
+    return Finding(
+        "note",
+        f"{text}; the demo was measured with {MEMORY_GB} GB or more",
+        "a smaller --config.batch_size",
+    )
+
+
+def parity() -> Finding:
+    try:
+        return Finding(
+            "ok",
+            f"torch {importlib.metadata.version('torch')}: comparisons can run",
+        )
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            "note",
+            "PyTorch is not installed; only comparisons under benchmarks/ need it",
+            "make parity",
+        )
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "python": python,
+    "packages": packages,
+    "jax": jax,
+    "tensorflow": tensorflow,
+    "rendering": rendering,
+    "simulator": simulator,
+    "video": video,
+    "temporary": temporary,
+    "disk": disk,
+    "memory": memory,
+    "parity": parity,
+}
+
+
+def main() -> None:
+    description = (__doc__ or "").partition("\n")[0]
+    argparse.ArgumentParser(prog="python -m mllm_act.doctor", description=description).parse_args()
+    failed = []
+    for name, check in CHECKS.items():
+        status, text, mend = check()
+        print(f"{status:5} {name:11} {text}" + (f"; mend: {mend}" if mend else ""), flush=True)
+        if status == "fail":
+            failed.append(name)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(CHECKS)} checks failed ({', '.join(failed)}); mends are above"
+        )
+    print("Everything that is needed works here. Next: make demo")
+
+
+if __name__ == "__main__":
+    run(main)
