@@ -1,0 +1,272 @@
+"""Generates demonstrations with an environment's scripted experts and writes them as RLDS.
+
+    python -m data_pipelines.generate --env=metaworld --tasks=reach-v3,ml5 --episodes=40 \\
+        --out=runs/data --workers=2
+
+Episode i of a task shows its training configuration i modulo 40. Every 20th episode goes to the
+split `val`, the others to `train`. What is written depends on the arguments, not on the number of
+workers. A run that was interrupted continues where it stopped when it is started again; finished
+episodes wait in DIR/.episodes until all are there.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipelines import recording
+from mllm_act import envs, errors
+from mllm_act.envs.processes import Worker
+from mllm_act.errors import UserError
+
+VAL_EVERY = 20
+RECORD = "generation.json"  # in the dataset's folder: what made it, and what came of it
+EPISODES = ".episodes"  # in the dataset's folder, until it is complete
+WRITTEN_LAST = "dataset_info.json"  # without it no reader takes the folder for a dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One episode to record."""
+
+    task: str
+    episode: int
+    file: Path
+
+
+def is_val(episode: int, episodes: int) -> bool:
+    """Whether an episode is held out: every 20th of a task, and at least one of it."""
+    last_of_few = episodes < VAL_EVERY and episode == episodes - 1
+    return episode % VAL_EVERY == VAL_EVERY - 1 or last_of_few
+
+
+def generate(
+    env: str, tasks: str, episodes: int, out: Path, workers: int, seed: int
+) -> dict[str, Any]:
+    """Writes the dataset into ``out``, unless it is there already.
+
+    Returns:
+      What `RECORD` holds: ``arguments``, and ``results`` per task and in all.
+
+    Raises:
+      UserError: an argument is wrong; ``out`` holds something else; no episode of a task succeeded;
+      a
+        worker died; or the run was interrupted.
+    """
+    names = envs.select_tasks(env, tasks)
+    _check_numbers(episodes, workers, seed)
+    arguments = {"env": env, "tasks": list(names), "episodes": episodes, "seed": seed}
+    record = _open(out, arguments)
+    if "results" in record:
+        shutil.rmtree(out / EPISODES, ignore_errors=True)
+        print(f"{out} is complete: nothing to do")
+        return record
+    jobs = [
+        Job(task, episode, out / EPISODES / task / f"{episode:06d}.npz")
+        for task in names
+        for episode in range(episodes)
+    ]
+    started = time.perf_counter()
+    try:
+        drawn = _record(env, seed, jobs, workers)
+    except KeyboardInterrupt:
+        done = sum(job.file.exists() for job in jobs)
+        raise UserError(
+            f"interrupted: {done} of {len(jobs)} episodes are kept in {out / EPISODES}; "
+            "the same command continues"
+        ) from None
+    seconds = time.perf_counter() - started
+    summaries = {job: recording.summary(job.file) for job in jobs}
+    record["results"] = results = _results(names, summaries)
+    splits: dict[str, list[Path]] = {"train": [], "val": []}
+    for job, summary in summaries.items():
+        if summary["success"]:
+            splits["val" if is_val(job.episode, episodes) else "train"].append(job.file)
+    for split, files in splits.items():
+        if not files:
+            raise UserError(f"no episode of split {split} succeeded; ask for more --episodes")
+    _write(env, splits, out)
+    _dump(out / RECORD, record)
+    shutil.rmtree(out / EPISODES)
+    _report(out, results, drawn, seconds, min(workers, len(jobs)))
+    return record
+
+
+def _check_numbers(episodes: int, workers: int, seed: int) -> None:
+    if episodes < 2:
+        raise UserError(f"--episodes: expected at least 2 (one is held out), found {episodes}")
+    if workers < 1:
+        raise UserError(f"--workers: expected at least 1, found {workers}")
+    if seed < 0:
+        raise UserError(f"--seed: expected 0 or more, found {seed}")
+
+
+def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Makes ``out``, or finds what a former run with the same arguments left there."""
+    recipe = {
+        "noise_std": recording.NOISE_STD,
+        "hold_steps": recording.HOLD_STEPS,
+        "max_attempts": recording.MAX_ATTEMPTS,
+        "jpeg_quality": recording.JPEG_QUALITY,
+    }
+    record = {"arguments": arguments, "recipe": recipe}
+    path = out / RECORD
+    if path.exists():
+        found = json.loads(path.read_text())
+        for part, values in record.items():
+            for key, expected in values.items():
+                if found[part].get(key) != expected:
+                    raise UserError(
+                        f"{path}: made with {key}={_short(found[part].get(key))}, asked for "
+                        f"{_short(expected)}; choose another --out, or delete {out}"
+                    )
+        return dict(found)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: not empty, and no {RECORD} in it; choose another --out")
+    for task in arguments["tasks"]:
+        (out / EPISODES / task).mkdir(parents=True, exist_ok=True)
+    _dump(path, record)
+    return record
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _dump(path: Path, record: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _record(env: str, seed: int, jobs: Sequence[Job], workers: int) -> int:
+    """Records the episodes that are missing; returns the frames drawn for them."""
+    missing = iter([job for job in jobs if not job.file.exists()])
+    drawn = 0
+    kept = sum(job.file.exists() for job in jobs)
+    with tqdm(total=len(jobs), initial=kept, unit="episode", desc="recording") as bar:
+        for job in _in_workers(env, seed, missing, min(workers, len(jobs) - kept)):
+            drawn += recording.summary(job.file)["frames_drawn"]
+            bar.update()
+            bar.set_postfix_str(f"{drawn / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
+    return drawn
+
+
+def _in_workers(env: str, seed: int, jobs: Iterator[Job], workers: int) -> Iterator[Job]:
+    """Yields jobs as they are done, in any order. The processes end with the iteration."""
+    pool = [
+        Worker("data_pipelines.recording:serve", env=env, seed=seed) for _ in range(max(workers, 0))
+    ]
+    busy: dict[Any, tuple[Worker, Job]] = {}
+
+    def start(worker: Worker) -> None:
+        job = next(jobs, None)
+        if job is not None:
+            worker.send((job.task, job.episode, str(job.file)))
+            busy[worker.connection] = (worker, job)
+
+    try:
+        for worker in pool:
+            start(worker)
+        while busy:
+            for connection in wait(list(busy)):
+                worker, job = busy.pop(connection)
+                worker.receive(f"{job.task}, episode {job.episode} (the same command continues)")
+                yield job
+                start(worker)
+    finally:
+        for worker in pool:
+            worker.close()
+
+
+def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
+    """Lets TFDS write into a folder of its own, then moves its files to ``out``."""
+    print("writing RLDS ...")
+    staging = out / EPISODES / "rlds"
+    shutil.rmtree(staging, ignore_errors=True)
+    builder = importlib.import_module(f"data_pipelines.{env}.builder")
+    written = builder.write(splits, staging)
+    for file in sorted(written.iterdir(), key=lambda file: file.name == WRITTEN_LAST):
+        os.replace(file, out / file.name)
+
+
+def _results(tasks: Sequence[str], summaries: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+    results: dict[str, Any] = {"tasks": {}, "failed": []}
+    for task in tasks:
+        of_task = [(job, summary) for job, summary in summaries.items() if job.task == task]
+        good = [summary for _, summary in of_task if summary["success"]]
+        results["tasks"][task] = {
+            "episodes": len(good),
+            "frames": sum(summary["steps"] for summary in good),
+            "attempts": sum(summary["attempts"] for _, summary in of_task),
+        }
+        results["failed"] += [
+            f"{task}, episode {job.episode}" for job, summary in of_task if not summary["success"]
+        ]
+    for key in ("episodes", "frames", "attempts"):
+        results[key] = sum(task[key] for task in results["tasks"].values())
+    return results
+
+
+def _report(out: Path, results: dict[str, Any], drawn: int, seconds: float, workers: int) -> None:
+    size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    print(f"\n{'task':32s} episodes  mean steps  success of attempts")
+    for task, found in results["tasks"].items():
+        steps = found["frames"] / max(found["episodes"], 1)
+        rate = found["episodes"] / found["attempts"]
+        print(f"{task:32s} {found['episodes']:8d}  {steps:10.1f}  {rate:19.1%}")
+    rate = results["episodes"] / results["attempts"]
+    print(
+        f"\n{results['episodes']} episodes, {results['frames']} frames, {size / 1e6:.1f} MB "
+        f"in {out}; {rate:.1%} of the attempts succeeded"
+    )
+    if drawn:
+        speed = drawn / seconds
+        print(
+            f"{drawn} frames drawn in {seconds:.1f} s: {speed:.1f} frames/s, "
+            f"{speed / workers:.1f} per worker ({workers})"
+        )
+    for failed in results["failed"]:
+        print(f"left out, no success in {recording.MAX_ATTEMPTS} attempts: {failed}")
+    print(
+        "next: python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq "
+        f"--config.data.path={out} --workdir=runs/tokenizer"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--env", default="metaworld", help="environment (default: metaworld)")
+    parser.add_argument(
+        "--tasks",
+        required=True,
+        help="task names and groups, comma separated; metaworld: ml45 (train), ml5 (held out)",
+    )
+    parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes, one simulator each (default: the cores)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the action noise (default: 0)")
+    generate(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,113 @@
+"""Pictures of a MuJoCo state, without a screen, fast enough on a CPU.
+
+One OpenGL context a process, and one set of uploaded meshes a model name, shared by all simulators
+of that name that are alive: a new task then costs 0.07 s and 70 MB, against 0.3 s and 130 MB with a
+``mujoco.Renderer`` for each. The picture is the same: the same calls (``mjv_updateScene``,
+``mjr_render``), with shadows, reflections and multi-sampling off, because in software (llvmpipe)
+these take nine tenths of the time (10 frames/s with them, over 100 without).
+"""
+
+import functools
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+
+from mllm_act.errors import UserError
+
+# Both are read when OpenGL starts. One thread a process: workers, not threads, fill the cores (two
+# processes of one thread give twice the frames of one; two threads in one process do not).
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "1")
+
+NO_EGL = (
+    "cannot render without a screen (no working EGL: {}); "
+    "run `apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri`, then `make doctor`"
+)
+MAX_GEOMS = 1000
+
+
+def import_mujoco() -> Any:
+    """Returns the ``mujoco`` module. Raises UserError when it finds no EGL library (it looks on
+    import).
+    """
+    try:
+        import mujoco
+    except (AttributeError, ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(f"{error}; run `make setup`") from error
+        raise UserError(NO_EGL.format(error)) from error
+    return mujoco
+
+
+@functools.cache
+def _gl_context() -> Any:
+    """Starts OpenGL, once a process."""
+    mujoco = import_mujoco()
+    try:
+        context = mujoco.GLContext(
+            1, 1
+        )  # size is of no meaning: frames go to a buffer of the model's own
+        context.make_current()
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+        raise UserError(NO_EGL.format(error)) from error
+    return context
+
+
+class Renderer:
+    """Draws the states of all models of one name (equal but for positions) at ``size`` x ``size``
+    pixels.
+    """
+
+    def __init__(self, model: Any, size: int) -> None:
+        """Uploads the model's meshes and textures. Sets the model's quality settings
+        (multi-sampling, buffer size).
+        """
+        self._gl = _gl_context()
+        self._mujoco = mujoco = import_mujoco()
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._options = mujoco.MjvOption()
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+        self._size = size
+        # The context must go while OpenGL still runs, also at the exit of the interpreter.
+        self._finalizer = weakref.finalize(self, _free, self._gl, self._context)
+
+    def render(self, model: Any, data: Any, camera: str) -> np.ndarray:
+        """Returns uint8[size, size, 3] of the state ``data``, first row first, as the camera is
+        mounted.
+        """
+        mujoco = self._mujoco
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._scene)
+        self._gl.make_current()
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        pixels = np.empty((self._size, self._size, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
+        return pixels[::-1]  # OpenGL's first row is the lowest
+
+
+def _free(gl: Any, context: Any) -> None:
+    gl.make_current()
+    context.free()
+
+
+_renderers: weakref.WeakValueDictionary[tuple[str, int], Renderer] = weakref.WeakValueDictionary()
+
+
+def shared_renderer(name: str, model: Any, size: int) -> Renderer:
+    """The process's renderer for models of this name; it lives as long as someone holds it."""
+    renderer = _renderers.get((name, size))
+    if renderer is None:
+        renderer = _renderers[name, size] = Renderer(model, size)
+    return renderer
