@@ -1,8 +1,9 @@
 """The frame of a TFRecord file, walked without reading the payload: what makes a shard whole.
 
-A record is ``uint64 length, uint32 crc(length), payload, uint32 crc(payload)``, little-endian, where
-``crc`` is a rotated CRC-32C (TensorFlow, ``lib/io/record_writer.h``). Walking the lengths finds
-truncated files, and the payload checksums together identify the content, at 28 bytes read a record.
+A record is ``uint64 length, uint32 crc(length), payload, uint32 crc(payload)``, little-endian,
+where ``crc`` is a rotated CRC-32C (TensorFlow, ``lib/io/record_writer.h``). Walking the lengths
+finds truncated files, and the payload checksums together identify the content; 16 bytes are read a
+record.
 TensorFlow checks the payloads themselves while it reads them.
 """
 

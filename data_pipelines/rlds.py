@@ -1,8 +1,9 @@
 """Opens an RLDS dataset as TFDS stored it, and says what is in it before anything is read.
 
-The layout (``data_pipelines.generate`` writes it): episodes of ``steps`` with one or more cameras under
-``observation/image/<camera>`` (JPEG), ``observation/proprio``, ``action`` and ``language_instruction``,
-and ``episode_metadata``. ``metadata.json`` names the actions, their units and their scale.
+The layout (``data_pipelines.generate`` writes it): episodes of ``steps`` with one or more cameras
+under ``observation/image/<camera>`` (JPEG), ``observation/proprio``, ``action`` and
+``language_instruction``, and ``episode_metadata``. ``metadata.json`` names the actions, their units
+and their scale.
 All shards are checked here to be present and whole in length (see ``records``), so that a broken
 dataset stops a run before it starts; payload checksums are checked by TensorFlow while reading.
 """
@@ -73,7 +74,7 @@ class Dataset:
         proprio_dim: int | None = None,
         cameras: Sequence[str] | None = None,
     ) -> None:
-        """Raises ``UserError`` where the dataset is not what a config or a checkpoint was made for."""
+        """Raises ``UserError`` where the dataset is not what a config or checkpoint expects."""
         for key, expected, found in (
             (ACTION, action_dim, self.action_dim),
             (PROPRIO, proprio_dim, self.proprio_dim),
@@ -98,8 +99,9 @@ def open_dataset(directory: str | Path) -> Dataset:
     Reads the JSON files and the record headers only: milliseconds for thousands of episodes.
 
     Raises:
-      UserError: the directory is missing or is no dataset, a feature is missing or of another type, a
-        shard is missing, truncated, or has another number of episodes than ``dataset_info.json`` says.
+      UserError: the directory is missing or is no dataset, a feature is missing or of another type,
+        a shard is missing, truncated, or of another number of episodes than ``dataset_info.json``
+        says.
     """
     directory = Path(directory)
     info = _read_json(directory, "dataset_info.json")
@@ -174,8 +176,8 @@ def _check_features(path: Path, features: Mapping[str, dict[str, Any]]) -> None:
         found = (tensor.get("dtype"), tensor.get("encoding", "none"), len(_shape(tensor)))
         if found != ("float32", "none", 1):
             raise UserError(
-                f"{path}: {key}: expected a float32 vector without encoding, found dtype {found[0]}, "
-                f"encoding {found[1]}, rank {found[2]}; store it so"
+                f"{path}: {key}: expected a float32 vector without encoding, found dtype "
+                f"{found[0]}, encoding {found[1]}, rank {found[2]}; store it so"
             )
     cameras = {key: feature for key, feature in features.items() if key.startswith(IMAGE)}
     if not cameras:

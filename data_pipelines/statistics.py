@@ -1,8 +1,8 @@
 """Exact statistics of a split's actions and proprioception, computed once and kept in its folder.
 
-Read without decoding an image, all steps at once: 4 (A + P + 1) bytes of host memory a step, so ten
-million steps of Meta-World take 360 MB. The file's name holds the split's fingerprint, which changes
-with the bytes of any record; statistics of other data are therefore never taken for these.
+Read without decoding an image, all steps at once: 4 (A + P + 1) bytes of host memory a step, so
+ten million steps of Meta-World take 360 MB. The file's name holds the split's fingerprint, which
+changes with the bytes of any record: statistics of other data are never taken for these.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""TensorFlow for reading data: quiet, and on the CPU only, so that JAX alone owns the accelerators."""
+"""TensorFlow for reading data: quiet, and on the CPU only, so that JAX owns the accelerators."""
 
 import os
 

@@ -80,7 +80,7 @@ class Statistics:
         """Maps [..., P] to mean 0 and standard deviation 1; a constant dimension to 0."""
         std = np.array(self.proprio.std)
         std = np.where(_constant(self.proprio), 1.0, std)
-        return (proprio - np.float32(self.proprio.mean)) / std.astype(np.float32)
+        return (proprio - np.array(self.proprio.mean, np.float32)) / std.astype(np.float32)
 
     def _action_box(self) -> tuple[np.ndarray, np.ndarray]:
         low, high = np.array(self.action.min), np.array(self.action.max)

@@ -122,7 +122,8 @@ def write(
 
 
 def write_lengths(directory: Path, lengths: Sequence[Sequence[int]], size: int = 16) -> Path:
-    """Writes a ``train`` split of episodes of the lengths given (a list a file), and a small ``val``."""
+    """Writes a ``train`` split of episodes of these lengths (a list a file), and a ``val``."""
     index = iter(range(10_000))
     files = [[episode(next(index), n, size=size) for n in of_file] for of_file in lengths]
-    return write(directory, {"train": files, "val": [[episode(next(index), 5, size=size)]]}, size=size)
+    val = [[episode(next(index), 5, size=size)]]
+    return write(directory, {"train": files, "val": val}, size=size)

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m mllm_act.bench NAME --help``."""
