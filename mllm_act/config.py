@@ -29,13 +29,17 @@ def load(path_and_variant: str) -> ConfigDict:
     """
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"--config={path_and_variant}: no such file: {path}; see configs/ for the files there are")
+        raise UserError(
+            f"--config={path_and_variant}: no such file: {path}; see configs/ for the files there are"
+        )
     spec = importlib.util.spec_from_file_location(Path(path).stem + "_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path}: expected a function get_config(variant) in it, found none")
+        raise UserError(
+            f"--config={path}: expected a function get_config(variant) in it, found none"
+        )
     return module.get_config(variant) if variant else module.get_config()
 
 
@@ -52,7 +56,11 @@ def check_overrides(argv: list[str], config: ConfigDict) -> None:
     known = set(keys(config))
     for argument in argv:
         name, _, _ = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in known:
+        if (
+            argument.startswith("-")
+            and name.startswith("config.")
+            and name.removeprefix("config.") not in known
+        ):
             key = name.removeprefix("config.")
             raise UserError(f"--{name}: the config has no key {key!r}; {nearest(key, known)}")
 
@@ -75,12 +83,19 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
       default: the config file and variant used when ``--config`` is not given.
     """
     flag = config_flags.DEFINE_config_file(
-        "config", default, "Config file and variant; --config.a.b=value overrides one key.", lock_config=True
+        "config",
+        default,
+        "Config file and variant; --config.a.b=value overrides one key.",
+        lock_config=True,
     )
-    workdir = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.", required=True)
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder for checkpoints, metrics and reports.", required=True
+    )
 
     def program() -> None:
-        wants_help = any(a.lstrip("-") in ("help", "helpshort", "helpfull", "help=true") for a in sys.argv)
+        wants_help = any(
+            a.lstrip("-") in ("help", "helpshort", "helpfull", "help=true") for a in sys.argv
+        )
         if not wants_help:
             check_overrides(sys.argv[1:], load(_argument(sys.argv, "config", default)))
         app.run(lambda _: main(flag.value, Path(workdir.value)))

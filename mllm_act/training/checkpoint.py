@@ -1,8 +1,8 @@
 """Checkpoints: arrays and one JSON document per step, written in the background by Orbax. No pickle.
 
-A checkpoint of step n holds ``arrays`` (any tree of jax arrays, saved and restored with its shardings) and
-``meta`` (JSON: whatever the program needs to go on and to act). Orbax renames a step's folder into place
-when it is whole, so a killed run leaves the last whole one as the newest.
+A checkpoint of step n holds named items (trees of jax arrays, such as ``model`` and ``optimizer``, each restored
+by itself with the shardings asked for) and ``meta`` (JSON: whatever the program needs to go on and to act).
+Orbax renames a step's folder into place when it is whole, so a killed run leaves the last whole one as the newest.
 """
 
 import json
@@ -19,7 +19,16 @@ from absl import logging
 
 from mllm_act.errors import UserError
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "tokenizers")
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml-collections",
+    "numpy",
+    "tokenizers",
+)
 
 
 class Checkpointer:
@@ -37,7 +46,6 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
-            item_names=("arrays", "meta"),
         )
 
     @property
@@ -45,39 +53,39 @@ class Checkpointer:
         """The newest whole step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts writing a step; returns once the arrays are copied off the devices."""
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
-        )
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)))
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Reads the arrays of a step with the shapes, dtypes and shardings of ``like``.
+    def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Reads items of a step with the shapes, dtypes and shardings of ``like``.
 
         Args:
           step: a step that exists.
-          like: the same tree, of arrays or ``jax.ShapeDtypeStruct``.
+          like: the wanted items; trees of arrays or ``jax.ShapeDtypeStruct``. Others are not read.
 
         Raises:
           UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
                 f"{self.directory}/{step}: the checkpoint does not fit this config "
                 f"({str(error).splitlines()[0][:300]}); use the config it was trained with or a new --workdir"
             ) from error
-        return restored["arrays"]
+        return {name: restored[name] for name in like}
 
     def meta(self, step: int) -> dict[str, Any]:
         """Reads the JSON document of a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
@@ -92,7 +100,10 @@ class Checkpointer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -109,20 +120,30 @@ def find(path: Path) -> tuple[Path, int]:
     path = path.resolve()
     if path.name.isdigit() and path.parent.name == "checkpoints":
         if not (path / "_CHECKPOINT_METADATA").exists():
-            raise UserError(f"{path}: expected a whole checkpoint, found none; name another step or the run's folder")
+            raise UserError(
+                f"{path}: expected a whole checkpoint, found none; name another step or the run's folder"
+            )
         return path.parent.parent, int(path.name)
     workdir = path.parent if path.name == "checkpoints" else path
     folder = workdir / "checkpoints"
-    steps = [int(p.parent.name) for p in folder.glob("*/_CHECKPOINT_METADATA") if p.parent.name.isdigit()]
+    steps = [
+        int(p.parent.name) for p in folder.glob("*/_CHECKPOINT_METADATA") if p.parent.name.isdigit()
+    ]
     if not steps:
-        raise UserError(f"{path}: expected a run's folder with checkpoints/<step>/ in it, found no whole checkpoint")
+        raise UserError(
+            f"{path}: expected a run's folder with checkpoints/<step>/ in it, found no whole checkpoint"
+        )
     return workdir, max(steps)
 
 
 def provenance() -> dict[str, Any]:
     """Returns what made a checkpoint: library versions, Python, and the git commit (None outside a clone)."""
     git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "python": platform.python_version(),

@@ -1,0 +1,52 @@
+"""Fine-tunes a policy on Meta-World demonstrations with one of the continuous adapters.
+
+    python -m mllm_act.train --config=configs/policy/metaworld.py:rvq --workdir=runs/metaworld/rvq \
+        --config.data.directory=data/metaworld --config.tokenizer=runs/metaworld/tokenizer_rvq
+
+Variants: ``regression``, ``uniform``, ``vq``, ``rvq``; then ``,preset=NAME``. Values are those of arXiv 2406.07904, appendix,
+table 3, where it states them.
+"""
+
+from ml_collections.config_dict import ConfigDict, placeholder
+
+from mllm_act.errors import UserError
+
+
+def get_config(variant: str = "rvq") -> ConfigDict:
+    """Returns the config of ``adapter[,preset=NAME]``."""
+    adapter, *options = variant.split(",")
+    chosen = dict(option.partition("=")[::2] for option in options)
+    if set(chosen) - {"preset"}:
+        raise UserError(
+            f"--config=...:{variant}: expected ADAPTER or ADAPTER,preset=NAME, found {options}"
+        )
+
+    config = ConfigDict()
+    config.seed = 0
+    config.adapter = adapter
+    config.preset = chosen.get("preset", "tiny")
+    config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
+    config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
+    config.prompt_tokens = 48  # prompts are padded to this many tokens
+    config.hidden = 2048  # width of the regression adapter's MLP
+    config.bins = 512  # of the uniform adapter, a dimension
+    config.tokenizer = ""  # workdir of train_tokenizer; needed by vq and rvq
+
+    config.data = ConfigDict()
+    config.data.directory = "data/metaworld"
+    config.data.context = 3
+    config.data.batch_size = 32  # windows over all processes and devices
+    config.data.shuffle_megabytes = 256
+
+    config.epochs = 3.0  # over the steps of the demonstrations
+    config.steps = placeholder(int)  # updates; where given, it overrides epochs
+    config.optimizer = ConfigDict({
+        "learning_rate": 3e-4, "warmup": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "max_grad_norm": 1.0,
+    })  # fmt: skip
+
+    config.log_every = 20
+    config.validate_every = 500
+    config.validation_windows = 256  # the paper validates on 1,024
+    config.checkpoint_every = 500
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return config

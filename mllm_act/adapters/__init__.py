@@ -1,0 +1,8 @@
+"""The action space adapters."""
+
+from mllm_act.adapters.base import Adapter
+from mllm_act.adapters.regression import Regression
+from mllm_act.adapters.uniform import Uniform
+from mllm_act.adapters.vector_quantized import VectorQuantized
+
+__all__ = ["Adapter", "Regression", "Uniform", "VectorQuantized"]

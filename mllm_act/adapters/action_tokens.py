@@ -1,0 +1,124 @@
+"""Adapters that write a new token space over rarely used rows of the vocabulary (arXiv 2406.07904, section 3.2.3).
+
+K consecutive ids from ``first_token`` on are shared by all M places of an action; the place tells which codebook, or
+which dimension, an id stands for. The rows of the embedding and of the head that belong to these ids are trained in
+full, so they are parameters of the adapter; only they are computed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mllm_act.adapters.base import Adapter, Extend
+from mllm_act.adapters.token_filter import filtered_log_softmax
+from mllm_act.normalization import Statistics
+
+
+class ActionTokenAdapter(Adapter):
+    """Head, embedding, loss and decoding over K ids. Subclasses say what the codes mean."""
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        width: int,
+        tokens_per_action: int,
+        codes: int,
+        first_token: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(statistics)
+        self.tokens_per_action = tokens_per_action
+        self.codes, self.first_token = codes, first_token
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (codes, width)))
+        self.head = nnx.Param(jax.random.normal(rngs.params(), (codes, width)) * width**-0.5)
+
+    def to_codes(self, action: Float[Array, "... A"]) -> Int[Array, "... M"]:
+        """Returns the codes in [0, K) of a normalised action."""
+        raise NotImplementedError
+
+    def from_codes(self, codes: Int[Array, "... M"]) -> Float[Array, "... A"]:
+        """Returns the normalised action of codes."""
+        raise NotImplementedError
+
+    def encode(self, action: Float[Array, "... A"]) -> Int[Array, "... M"]:
+        """See ``Adapter.encode``."""
+        return self.first_token + self.to_codes(self.statistics.normalize_action(action))
+
+    def decode(self, tokens: Int[Array, "... M"]) -> Float[Array, "... A"]:
+        """See ``Adapter.decode``."""
+        return self.statistics.unnormalize_action(self.from_codes(tokens - self.first_token))
+
+    def embed(self, tokens: Int[Array, "... M"]) -> Float[Array, "... M D"]:
+        """See ``Adapter.embed``."""
+        return self.embedding[...][tokens - self.first_token]
+
+    def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... K"]:
+        """See ``Adapter.allowed``: the head emits these K ids only, and each of them is an action's."""
+        return jnp.ones((*prefix.shape[:-1], self.codes), bool)
+
+    def _log_probs(
+        self, hidden: Float[Array, "... D"], prefix: Int[Array, "... j"]
+    ) -> Float[Array, "... K"]:
+        logits = hidden @ self.head[...].astype(hidden.dtype).T
+        return filtered_log_softmax(logits, self.allowed(prefix))
+
+    def _all_log_probs(
+        self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
+    ) -> Float[Array, "B T M K"]:
+        each = [
+            self._log_probs(hidden[..., j, :], tokens[..., :j])
+            for j in range(self.tokens_per_action)
+        ]
+        return jnp.stack(each, axis=-2)
+
+    def loss(
+        self,
+        hidden: Float[Array, "B T M D"],
+        tokens: Int[Array, "B T M"],
+        mask: Bool[Array, "B T"],
+        proprio: Float[Array, "B T P"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Cross-entropy of the tokens, averaged over tokens; see ``Adapter.loss``. Proprioception is not used."""
+        log_probs = self._all_log_probs(hidden, tokens)
+        target = (tokens - self.first_token)[..., None]
+        cross_entropy = -jnp.take_along_axis(log_probs, target, axis=-1)[..., 0]
+        correct = log_probs.argmax(-1) == target[..., 0]
+        count = jnp.maximum(mask.sum(), 1)
+        per_place = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
+        accuracy = jnp.where(mask[..., None], correct, False).sum((0, 1)) / count
+        metrics = {f"token_accuracy_{j}": accuracy[j] for j in range(self.tokens_per_action)}
+        return per_place.mean(), metrics
+
+    def log_prob(
+        self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
+    ) -> Float[Array, "B T"]:
+        """See ``Adapter.log_prob``."""
+        target = (tokens - self.first_token)[..., None]
+        return jnp.take_along_axis(self._all_log_probs(hidden, tokens), target, axis=-1)[
+            ..., 0
+        ].sum(-1)
+
+    def sample(
+        self,
+        hidden: Float[Array, "B D"],
+        proprio: Float[Array, "B P"],
+        extend: Extend,
+        state: Any,
+        key: PRNGKeyArray | None = None,
+    ) -> Int[Array, "B M"]:
+        """See ``Adapter.sample``."""
+        tokens = jnp.zeros((len(hidden), 0), jnp.int32)
+        for j in range(self.tokens_per_action):
+            log_probs = self._log_probs(hidden, tokens)
+            if key is None:
+                code = log_probs.argmax(-1)
+            else:
+                code = jax.random.categorical(jax.random.fold_in(key, j), log_probs)
+            token = self.first_token + code.astype(jnp.int32)
+            tokens = jnp.concatenate([tokens, token[:, None]], axis=1)
+            if j + 1 < self.tokens_per_action:
+                hidden, state = extend(self.embed(token[:, None])[:, 0], state)
+        return tokens

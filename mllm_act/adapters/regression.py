@@ -1,0 +1,85 @@
+"""Pred for continuous actions: an MLP on the hidden state and proprioception, trained by MSE (arXiv 2406.07904, 3.2.2).
+
+The appendix has two layers of width 2048 with ReLU; the proprioception is an extra input of this adapter alone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from mllm_act.adapters.base import Adapter, Extend
+from mllm_act.models.layers import Linear
+from mllm_act.normalization import Statistics
+
+
+class Regression(Adapter):
+    """One "token", the normalised action itself."""
+
+    tokens_per_action = 1
+
+    def __init__(
+        self, statistics: Statistics, width: int, proprio: int, hidden: int, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(statistics)
+        actions = len(statistics.action.min)
+        self.layer1 = Linear(width + proprio, hidden, bias=True, rngs=rngs)
+        self.layer2 = Linear(hidden, hidden, bias=True, rngs=rngs)
+        self.output = Linear(hidden, actions, bias=True, rngs=rngs)
+        self.embedding = Linear(actions, width, rngs=rngs)
+
+    def encode(self, action: Float[Array, "... A"]) -> Float[Array, "... A"]:
+        """Returns the normalised action."""
+        return self.statistics.normalize_action(action)
+
+    def decode(self, tokens: Float[Array, "... A"]) -> Float[Array, "... A"]:
+        """Returns the action in the environment's numbers, clipped to the range the demonstrations fill."""
+        return self.statistics.unnormalize_action(jnp.clip(tokens, -1, 1))
+
+    def embed(self, tokens: Float[Array, "... A"]) -> Float[Array, "... 1 D"]:
+        """Returns a linear embedding of the action; used where actions are part of the history."""
+        return self.embedding(tokens)[..., None, :]
+
+    def allowed(self, prefix: Array) -> Bool[Array, "... 1"]:
+        """Every real vector is an action."""
+        return jnp.ones((*prefix.shape[:-1], 1), bool)
+
+    def _predict(
+        self, hidden: Float[Array, "... D"], proprio: Float[Array, "... P"]
+    ) -> Float[Array, "... A"]:
+        x = jnp.concatenate([hidden, proprio.astype(hidden.dtype)], axis=-1)
+        x = jax.nn.relu(self.layer1(x))
+        x = jax.nn.relu(self.layer2(x))
+        return self.output(x).astype(jnp.float32)
+
+    def loss(
+        self,
+        hidden: Float[Array, "B T 1 D"],
+        tokens: Float[Array, "B T A"],
+        mask: Bool[Array, "B T"],
+        proprio: Float[Array, "B T P"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Mean squared error over normalised dimensions; see ``Adapter.loss``."""
+        error = jnp.square(self._predict(hidden[..., 0, :], proprio) - tokens).mean(-1)
+        return jnp.where(mask, error, 0).sum() / jnp.maximum(mask.sum(), 1), {}
+
+    def log_prob(
+        self, hidden: Float[Array, "B T 1 D"], tokens: Float[Array, "B T A"]
+    ) -> Float[Array, "B T"]:
+        """Raises TypeError: a deterministic regression has no distribution."""
+        raise TypeError(
+            "the regression adapter predicts one action and has no log-probability; use a token adapter"
+        )
+
+    def sample(
+        self,
+        hidden: Float[Array, "B D"],
+        proprio: Float[Array, "B P"],
+        extend: Extend,
+        state: Any,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B A"]:
+        """Returns the predicted normalised action; see ``Adapter.sample``."""
+        return self._predict(hidden, proprio)

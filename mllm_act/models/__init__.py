@@ -1,0 +1,1 @@
+"""The multimodal language model: vision encoder, Perceiver, Llama decoder, LoRA."""

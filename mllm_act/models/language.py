@@ -1,0 +1,138 @@
+"""The language model: the Llama family (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped-query heads."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mllm_act.models.layers import Linear, LoRA, RMSNorm, attend, heads, scan, stack
+
+# Keys and values of all layers, each [L, B, N, G, K].
+Cache = tuple[Float[Array, "L B N G K"], Float[Array, "L B N G K"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """Sizes of the decoder. ``action_tokens`` is the first id of the reserved range that actions are written over."""
+
+    vocabulary: int
+    action_tokens: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    epsilon: float = 1e-5
+    lora: LoRA | None = None
+
+
+def rotate(
+    x: Float[Array, "B N H K"], positions: Int[Array, "B N"], theta: float
+) -> Float[Array, "B N H K"]:
+    """Rotary position embedding in the half-split layout (Su et al. 2021; Hugging Face's Llama), in float32."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class LanguageBlock(nnx.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        d, head = config.width, config.width // config.heads
+        residual = (2 * config.layers) ** -0.5
+
+        def linear(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
+            lora = config.lora if config.lora is not None and name in config.lora.targets else None
+            return Linear(inputs, outputs, lora=lora, scale=scale, rngs=rngs)
+
+        self.norm1, self.norm2 = (
+            RMSNorm(d, epsilon=config.epsilon),
+            RMSNorm(d, epsilon=config.epsilon),
+        )
+        self.q = linear("q", d, config.heads * head)
+        self.k = linear("k", d, config.kv_heads * head)
+        self.v = linear("v", d, config.kv_heads * head)
+        self.o = linear("o", config.heads * head, d, residual)
+        self.gate, self.up = linear("gate", d, config.mlp_width), linear("up", d, config.mlp_width)
+        self.down = linear("down", config.mlp_width, d, residual)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        positions: Int[Array, "B N"],
+        mask: Bool[Array, "B N past+N"],
+        past: tuple[Float[Array, "B past G K"], Float[Array, "B past G K"]] | None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[
+        Float[Array, "B N D"], tuple[Float[Array, "B past+N G K"], Float[Array, "B past+N G K"]]
+    ]:
+        c = self.config
+        keys = [None] * 7 if key is None else list(jax.random.split(key, 7))
+        y = self.norm1(x)
+        q = rotate(heads(self.q(y, keys[0]), c.heads), positions, c.rope_theta)
+        k = rotate(heads(self.k(y, keys[1]), c.kv_heads), positions, c.rope_theta)
+        v = heads(self.v(y, keys[2]), c.kv_heads)
+        if past is not None:
+            k, v = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
+        x = x + self.o(attend(q, k, v, mask), keys[3])
+        y = self.norm2(x)
+        y = jax.nn.silu(self.gate(y, keys[4])) * self.up(y, keys[5])
+        return x + self.down(y, keys[6]), (k, v)
+
+
+class LanguageModel(nnx.Module):
+    """Embeddings to hidden states, with or without a key-value cache."""
+
+    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embedding = nnx.Param(
+            jax.random.normal(rngs.params(), (config.vocabulary, config.width))
+        )
+        self.blocks = stack(lambda r: LanguageBlock(config, r), config.layers, rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.epsilon)
+
+    def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
+        """Looks the tokens' embeddings up."""
+        return self.embedding[...].astype(dtype)[tokens]
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        positions: Int[Array, "B N"],
+        mask: Bool[Array, "B N past+N"],
+        *,
+        past: Cache | None = None,
+        key: PRNGKeyArray | None = None,
+        keep_cache: bool = False,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B N D"], Cache | None]:
+        """Runs the decoder.
+
+        Args:
+          x: input embeddings; the dtype everything is computed in.
+          positions: rotary positions of ``x``.
+          mask: ``mask[b, i, j]``: may input i see key j? Keys are the past's, then those of ``x``.
+          past: the cache of earlier inputs, when decoding.
+          key: turns LoRA's dropout on.
+          keep_cache: whether to return keys and values.
+          remat: whether the backward pass computes activations again.
+
+        Returns:
+          The hidden states after the final norm, and the cache with the new keys and values (None unless kept).
+        """
+        layer_keys = None if key is None else jax.random.split(key, self.config.layers)
+
+        def step(block: LanguageBlock, x: Array, layer: tuple) -> tuple[Array, Cache | None]:
+            x, cache = block(x, positions, mask, layer[0], layer[1])
+            return x, cache if keep_cache else None
+
+        x, cache = scan(self.blocks, step, x, (past, layer_keys), remat=remat)
+        return self.norm(x), cache

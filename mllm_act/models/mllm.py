@@ -1,0 +1,198 @@
+"""The multimodal language model: prompt, images and action tokens in; the hidden states that predict actions out.
+
+The sequence is the prompt, then for every step t the latents of each camera's image, then that step's action tokens:
+
+    prompt | latents_0 actions_0 | latents_1 actions_1 | ...
+
+``history`` decides what a step may know of earlier ones. With ``observations`` (the paper's reading) action tokens
+are seen by their own step alone and take up no positions in the steps after them, so one pass over T steps equals T
+separate passes. With ``observations_and_actions`` later steps see them too.
+
+The hidden state that predicts a step's first token is that of its last latent; the one that predicts the next token
+is that of the token before it.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mllm_act.batch import Images
+from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
+from mllm_act.models.perceiver import Perceiver, PerceiverConfig
+from mllm_act.models.vision import VisionConfig, VisionTransformer
+
+HISTORIES = ("observations", "observations_and_actions")
+
+
+@dataclasses.dataclass(frozen=True)
+class MLLMConfig:
+    """All sizes of the model. ``dtype`` is what it computes in; ``remat`` trades compute for memory in training."""
+
+    vision: VisionConfig
+    perceiver: PerceiverConfig
+    language: LanguageConfig
+    cameras: tuple[str, ...]
+    history: str = "observations"
+    dtype: str = "bfloat16"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where things stand in the sequence after the prompt, as int arrays over its S = T * (latents + fed) places."""
+
+    step: Int[Array, "S"]
+    slot: Int[Array, "S"]  # place within the step: latents first, then action tokens
+    is_action: Bool[Array, "S"]
+    stride: int  # positions a step takes up
+
+    @classmethod
+    def of(cls, steps: int, latents: int, fed: int, history: str) -> "Layout":
+        """Lays out ``steps`` steps of ``latents`` latents and ``fed`` action tokens each."""
+        slot = jnp.tile(jnp.arange(latents + fed), steps)
+        step = jnp.repeat(jnp.arange(steps), latents + fed)
+        stride = latents if history == "observations" else latents + fed
+        return cls(step, slot, slot >= latents, stride)
+
+
+class MLLM(nnx.Module):
+    """Vision encoder, Perceiver and language model as one network."""
+
+    def __init__(self, config: MLLMConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.vision = VisionTransformer(config.vision, rngs)
+        self.perceiver = Perceiver(
+            config.perceiver, config.vision.width, config.language.width, rngs
+        )
+        self.language = LanguageModel(config.language, rngs)
+
+    @property
+    def width(self) -> int:
+        """D, the width of hidden states and embeddings."""
+        return self.config.language.width
+
+    def latents(self, images: Images) -> Float[Array, "B T L D"]:
+        """Encodes every camera's images; L counts the latents of all cameras together."""
+        parts = []
+        for camera in self.config.cameras:
+            image = images[camera]
+            features = self.vision(
+                image.reshape(-1, *image.shape[2:]),
+                dtype=jnp.dtype(self.config.dtype),
+                remat=self.config.remat,
+            )
+            latents = self.perceiver(features, remat=self.config.remat)
+            parts.append(latents.reshape(*image.shape[:2], *latents.shape[1:]))
+        return jnp.concatenate(parts, axis=2)
+
+    def _sequence(
+        self,
+        prompt: Int[Array, "B N"],
+        prompt_mask: Bool[Array, "B N"],
+        latents: Float[Array, "B T L D"],
+        step_mask: Bool[Array, "B T"],
+        fed: Float[Array, "B T F D"],
+    ) -> tuple[Float[Array, "B N+S D"], Int[Array, "B N+S"], Bool[Array, "B N+S N+S"]]:
+        """Returns input embeddings, positions, and who may see whom."""
+        b, t, count, d = latents.shape
+        dtype = jnp.dtype(self.config.dtype)
+        layout = Layout.of(t, count, fed.shape[2], self.config.history)
+        steps = jnp.concatenate([latents, fed.astype(dtype)], axis=2).reshape(b, -1, d)
+        x = jnp.concatenate([self.language.embed(prompt, dtype), steps], axis=1)
+
+        prompt_positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
+        after = prompt_mask.sum(1, keepdims=True) + layout.step * layout.stride + layout.slot
+        positions = jnp.concatenate([prompt_positions, after], axis=1)
+
+        n = prompt.shape[1]
+        exists = jnp.concatenate([prompt_mask, step_mask[:, layout.step]], axis=1)
+        order = jnp.arange(x.shape[1])
+        causal = order[:, None] >= order[None, :]
+        if self.config.history == "observations":
+            step = jnp.concatenate([jnp.full(n, -1), layout.step])
+            hidden = jnp.concatenate([jnp.zeros(n, bool), layout.is_action])[None, :] & (
+                step[:, None] != step[None, :]
+            )
+            causal = causal & ~hidden
+        itself = order[:, None] == order[None, :]  # keeps the softmax of padding finite
+        return x, positions, (causal & exists[:, None, :]) | itself
+
+    def __call__(
+        self,
+        prompt: Int[Array, "B N"],
+        prompt_mask: Bool[Array, "B N"],
+        latents: Float[Array, "B T L D"],
+        step_mask: Bool[Array, "B T"],
+        fed: Float[Array, "B T F D"],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T F+1 D"]:
+        """Runs all T steps at once with the true action tokens fed back (teacher forcing).
+
+        Args:
+          prompt: token ids, with ``prompt_mask`` saying which exist.
+          prompt_mask: see above.
+          latents: of the images, from ``latents``.
+          step_mask: which steps exist; those that do come first.
+          fed: embeddings of the first F action tokens of each step.
+          key: turns dropout on.
+
+        Returns:
+          For each step the hidden states of its last latent and of its F action tokens.
+        """
+        x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
+        hidden, _ = self.language(x, positions, mask, key=key, remat=self.config.remat)
+        b, t, count, d = latents.shape
+        return hidden[:, prompt.shape[1] :].reshape(b, t, count + fed.shape[2], d)[
+            :, :, count - 1 :
+        ]
+
+    def prefill(
+        self,
+        prompt: Int[Array, "B N"],
+        prompt_mask: Bool[Array, "B N"],
+        latents: Float[Array, "B T L D"],
+        step_mask: Bool[Array, "B T"],
+        fed: Float[Array, "B T F D"],
+    ) -> tuple[Float[Array, "B D"], "Decoding"]:
+        """Reads everything up to the newest step's last latent, and readies the decoding of that step's tokens.
+
+        Args are those of ``__call__``; ``fed`` holds the action tokens of *past* steps (F = 0 when actions are not in
+        the history; the newest step's are ignored).
+
+        Returns:
+          The hidden state that predicts the newest step's first token, and the state for ``extend``.
+        """
+        x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
+        hidden, cache = self.language(x, positions, mask, keep_cache=True)
+        assert cache is not None
+        n, (b, t, count, _) = prompt.shape[1], latents.shape
+        newest = step_mask.sum(1) - 1
+        last = n + newest * (count + fed.shape[2]) + count - 1
+        readable = mask[jnp.arange(b), last]
+        state = Decoding(cache, readable, positions[jnp.arange(b), last])
+        return hidden[jnp.arange(b), last], state
+
+    def extend(
+        self, embedding: Float[Array, "B D"], state: "Decoding"
+    ) -> tuple[Float[Array, "B D"], "Decoding"]:
+        """Feeds one action token's embedding and returns the hidden state that predicts the next token."""
+        readable = jnp.concatenate([state.readable, jnp.ones((len(embedding), 1), bool)], axis=1)
+        position = state.position + 1
+        x = embedding.astype(jnp.dtype(self.config.dtype))[:, None]
+        hidden, cache = self.language(
+            x, position[:, None], readable[:, None], past=state.cache, keep_cache=True
+        )
+        assert cache is not None
+        return hidden[:, 0], Decoding(cache, readable, position)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What decoding one step's tokens carries on."""
+
+    cache: Cache
+    readable: Bool[Array, "B past"]
+    position: Int[Array, "B"]

@@ -1,0 +1,177 @@
+"""A checkpoint as a policy: observation and instruction in, action out. Needs no config file, data set or TensorFlow.
+
+    policy = Policy.load("runs/metaworld/rvq")
+    memory = policy.start(batch=1)
+    action, memory = policy.act(images, proprio, ["press the button"], first=np.array([True]), memory=memory)
+
+Images of past steps are kept as the latents the model made of them, and are not encoded again.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mllm_act import network as networks
+from mllm_act.errors import UserError
+from mllm_act.normalization import Statistics
+from mllm_act.prompt import Prompt
+from mllm_act.training import checkpoint, rules
+from mllm_act.training.checkpoint import Checkpointer
+
+
+@struct.dataclass
+class Memory:
+    """What the policy remembers of each of B episodes: at most T steps, those that exist first."""
+
+    latents: Float[Array, "B T L D"]
+    tokens: Array  # action tokens, [B, T, ...]
+    count: Int[Array, "B"]  # how many steps are remembered
+
+
+class Policy:
+    """A trained network, ready to act in a batch of episodes at once."""
+
+    def __init__(
+        self, network: networks.PolicyNetwork, prompt: Prompt, context: int, meta: Mapping[str, Any]
+    ) -> None:
+        """Wraps a network; ``meta`` is the checkpoint's JSON document (``dataset`` names the action's units)."""
+        self.prompt, self.context, self.meta = prompt, context, meta
+        self._graph, self._parameters = nnx.split(network)
+        self._cameras = network.mllm.config.cameras
+        self._prompts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._step = jax.jit(self._compute)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Policy":
+        """Loads the newest checkpoint of a run's folder, or the step that ``path`` names.
+
+        Raises:
+          UserError: if there is no whole checkpoint, or it lacks what acting needs.
+        """
+        workdir, step = checkpoint.find(Path(path))
+        with Checkpointer(workdir) as checkpoints:
+            meta = checkpoints.meta(step)
+            for key, what in (
+                ("network", "description"),
+                ("statistics", "action statistics"),
+                ("prompt", "prompt"),
+            ):
+                if key not in meta:
+                    raise UserError(
+                        f"{workdir}/checkpoints/{step}: expected {key!r} (the policy's {what}) in it, found "
+                        f"{sorted(meta)}; is this a tokenizer's folder? Train a policy with python -m mllm_act.train"
+                    )
+            description = networks.Description.from_dict(meta["network"])
+            if description.adapter in ("vq", "rvq") and description.tokenizer is None:
+                raise UserError(
+                    f"{workdir}/checkpoints/{step}: expected the {description.adapter} adapter's tokenizer in it, found "
+                    "none; train the policy anew with --config.tokenizer=DIR"
+                )
+            statistics = Statistics.from_dict(meta["statistics"])
+            network, preset = networks.build(description, statistics, nnx.Rngs(0))
+            _, trained, frozen = nnx.split(network, rules.trained_filter(preset.trained), ...)
+            wanted = {"trained": trained, "frozen": frozen}
+            restored = checkpoints.restore(
+                step, {item: rules.flatten(tree) for item, tree in wanted.items()}
+            )
+            nnx.update(
+                network,
+                *(rules.unflatten(restored[item], like=tree) for item, tree in wanted.items()),
+            )
+        return cls(network, Prompt(**meta["prompt"]), description.context, meta)
+
+    def start(self, batch: int) -> Memory:
+        """Returns an empty memory for ``batch`` episodes."""
+        network = nnx.merge(self._graph, self._parameters)
+        config = network.mllm.config
+        count = config.perceiver.latents * len(config.cameras)
+        latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
+        tokens = networks.empty_tokens(network.adapter, batch, self.context)
+        return Memory(latents, tokens, jnp.zeros(batch, jnp.int32))
+
+    def act(
+        self,
+        images: Mapping[str, UInt8[np.ndarray, "B H W 3"]],
+        proprio: Float[np.ndarray, "B P"],
+        instructions: Sequence[str],
+        first: Bool[np.ndarray, "B"],
+        memory: Memory,
+    ) -> tuple[Float[np.ndarray, "B A"], Memory]:
+        """Decides the next action of each episode, greedily.
+
+        Args:
+          images: the newest frame of each camera, as the simulator drew it.
+          proprio: in the environment's own numbers.
+          instructions: one sentence an episode.
+          first: which episodes begin with this observation; what was remembered of their slot is forgotten.
+          memory: from ``start`` or the last ``act``.
+
+        Returns:
+          Actions in the environment's own numbers, and the new memory.
+
+        Raises:
+          UserError: if a camera the policy sees is missing, or an image has another dtype or shape.
+        """
+        for camera in self._cameras:
+            image = images.get(camera)
+            if image is None or image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
+                found = (
+                    f"{image.dtype}{list(image.shape)}"
+                    if image is not None
+                    else f"cameras {sorted(images)}"
+                )
+                raise UserError(f"images[{camera!r}]: expected uint8[B, H, W, 3], found {found}")
+        ids, exists = self._prompt_tokens(instructions)
+        action, memory = self._step(
+            self._parameters,
+            {c: images[c] for c in self._cameras},
+            proprio,
+            ids,
+            exists,
+            first,
+            memory,
+        )
+        return np.asarray(action), memory
+
+    def _prompt_tokens(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        for instruction in set(instructions) - self._prompts.keys():
+            ids, exists = self.prompt.tokens([instruction])
+            self._prompts[instruction] = ids[0], exists[0]
+        rows = [self._prompts[instruction] for instruction in instructions]
+        return np.stack([ids for ids, _ in rows]), np.stack([exists for _, exists in rows])
+
+    def _compute(
+        self,
+        parameters: nnx.State,
+        images: Mapping[str, UInt8[Array, "B H W 3"]],
+        proprio: Float[Array, "B P"],
+        ids: Int[Array, "B N"],
+        exists: Bool[Array, "B N"],
+        first: Bool[Array, "B"],
+        memory: Memory,
+    ) -> tuple[Float[Array, "B A"], Memory]:
+        network = nnx.merge(self._graph, parameters)
+        newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
+            :, 0
+        ]
+        count = jnp.where(first, 0, memory.count)
+        full = count == self.context
+        place = jnp.where(full, self.context - 1, count)
+
+        def shift(kept: Array) -> Array:
+            wide = full.reshape(-1, *([1] * (kept.ndim - 1)))
+            return jnp.where(wide, jnp.roll(kept, -1, axis=1), kept)
+
+        rows = jnp.arange(len(first))
+        latents = shift(memory.latents).at[rows, place].set(newest)
+        past = shift(memory.tokens)
+        step_mask = jnp.arange(self.context) <= place[:, None]
+        tokens = network.act(ids, exists, latents, step_mask, proprio, past)
+        memory = Memory(latents, past.at[rows, place].set(tokens), place + 1)
+        return network.adapter.decode(tokens), memory

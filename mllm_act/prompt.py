@@ -1,0 +1,108 @@
+"""Instructions to token ids: the prompt's template, the text tokenizer, and the fixed length prompts are padded to.
+
+All of it is one JSON object in the checkpoint, so that acting uses exactly what training used. No text is ever made
+from tokens again: actions do not pass through here.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mllm_act.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Turns instructions into prompts.
+
+    Attributes:
+      template: a text with ``{instruction}`` in it.
+      tokenizer_json: a Hugging Face ``tokenizer.json``, as text.
+      length: N, the number of tokens prompts are padded to.
+    """
+
+    template: str
+    tokenizer_json: str
+    length: int
+
+    def tokens(
+        self, instructions: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B N"]]:
+        """Returns token ids, padded at the end with zeros, and which of them exist.
+
+        Raises:
+          UserError: if a prompt is longer than N tokens.
+        """
+        tokenizer = _tokenizer(self.tokenizer_json)
+        ids = np.zeros((len(instructions), self.length), np.int32)
+        mask = np.zeros((len(instructions), self.length), bool)
+        for i, instruction in enumerate(instructions):
+            found = tokenizer.encode(self.template.format(instruction=instruction)).ids
+            if len(found) > self.length:
+                raise UserError(
+                    f"prompt_tokens: expected prompts of at most {self.length} tokens, found {len(found)} in the one "
+                    f"for {instruction!r}; train with --config.prompt_tokens={len(found)} or shorten the instruction"
+                )
+            ids[i, : len(found)], mask[i, : len(found)] = found, True
+        return ids, mask
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+_cache: dict[str, Tokenizer] = {}
+
+
+def _tokenizer(text: str) -> Tokenizer:
+    if text not in _cache:
+        _cache[text] = Tokenizer.from_str(text)
+    return _cache[text]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
+    """Learns a byte-level BPE of at most ``vocabulary`` ids; any text can be encoded with it.
+
+    Deterministic in the set of texts. Returns its ``tokenizer.json``.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    return tokenizer.to_str()
+
+
+def build(
+    template: str, text_tokenizer: str, instructions: Iterable[str], action_tokens: int, length: int
+) -> Prompt:
+    """Makes the prompt of a training run.
+
+    Args:
+      template: a text with ``{instruction}`` in it.
+      text_tokenizer: ``"trained"``, or the path of a ``tokenizer.json`` (see ``presets.Preset``).
+      instructions: those of the data set.
+      action_tokens: text ids stay below this one.
+      length: N.
+
+    Raises:
+      UserError: if the template has no ``{instruction}``, or the tokenizer's file does not exist.
+    """
+    if "{instruction}" not in template:
+        raise UserError(f"prompt_template: expected {{instruction}} in it, found {template!r}")
+    if text_tokenizer == "trained":
+        texts = [template.format(instruction=instruction) for instruction in instructions]
+        return Prompt(template, train_tokenizer(texts, action_tokens), length)
+    path = Path(text_tokenizer)
+    if not path.is_file():
+        raise UserError(f"preset: expected a tokenizer.json at {path}, found nothing there")
+    return Prompt(template, path.read_text(), length)

@@ -1,0 +1,282 @@
+"""Trains a policy on demonstrations by supervised learning.
+
+    python -m mllm_act.train --config=configs/policy/metaworld.py:rvq --workdir=DIR [--config.a.b=value ...]
+
+Run again with the same command, it goes on from the newest checkpoint in ``--workdir``, bit for bit.
+"""
+
+import dataclasses
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections.config_dict import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines import pipeline, rlds
+from data_pipelines.statistics import statistics as dataset_statistics
+from mllm_act import batch as batch_format
+from mllm_act import config as configuration
+from mllm_act import network as networks
+from mllm_act import prompt as prompts
+from mllm_act.batch import Batch, Observation
+from mllm_act.errors import UserError
+from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
+from mllm_act.training import optimizer, rules, sharding
+from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.training.metrics import MetricsWriter
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Runs the program."""
+    # ---- data ---------------------------------------------------------------------------------------------------
+    dataset = rlds.open_dataset(config.data.directory)
+    statistics = dataset_statistics(dataset)
+    batch_size = config.data.batch_size // jax.process_count()
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_batches = pipeline.TrainBatches(
+        dataset,
+        "train",
+        batch_size=batch_size,
+        context=config.data.context,
+        seed=config.seed,
+        shuffle_mb=config.data.shuffle_megabytes,
+        **processes,
+    )
+    held_out = pipeline.EvalBatches(
+        dataset, "val", batch_size=batch_size, context=config.data.context, **processes
+    )
+    windows = statistics.num_steps / config.data.context
+    steps = (
+        config.steps
+        if config.steps is not None
+        else round(config.epochs * windows / config.data.batch_size)
+    )
+
+    # ---- network ------------------------------------------------------------------------------------------------
+    tokenizer = None
+    if config.adapter in ("vq", "rvq"):
+        if not config.tokenizer:
+            raise UserError(
+                f"config.tokenizer: adapter {config.adapter!r} needs a trained tokenizer, found none; run "
+                "python -m mllm_act.train_tokenizer, then pass --config.tokenizer=ITS_WORKDIR"
+            )
+        tokenizer = tokenizer_checkpoint.load(Path(config.tokenizer))
+        dataset.expect(action_dim=tokenizer.config.action_dim)
+        # Codes mean what they meant in stage one: its normalisation of actions is kept.
+        statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
+    description = networks.Description(
+        preset=config.preset,
+        adapter=config.adapter,
+        cameras=dataset.cameras,
+        history=config.history,
+        context=config.data.context,
+        hidden=config.hidden,
+        bins=config.bins,
+        tokenizer=None if tokenizer is None else dataclasses.asdict(tokenizer.config),
+    )
+    network, preset = networks.build(description, statistics, nnx.Rngs(config.seed))
+    if tokenizer is not None:
+        nnx.update(network.adapter.tokenizer, nnx.state(tokenizer.model))
+    prompt = prompts.build(
+        config.prompt_template,
+        preset.text_tokenizer,
+        statistics.instructions,
+        preset.model.language.action_tokens,
+        config.prompt_tokens,
+    )
+    mesh = sharding.make_mesh(config.mesh)
+    graph, trained, frozen = nnx.split(network, rules.trained_filter(preset.trained), ...)
+    print("What is trained:\n" + rules.table(trained, frozen))
+
+    # ---- optimizer and state ------------------------------------------------------------------------------------
+    tx, learning_rate = optimizer.build(config.optimizer, steps)
+    state = {"trained": trained, "frozen": frozen, "optimizer": tx.init(trained)}
+    shardings = sharding.of_parameters(state, mesh)
+    state = jax.device_put(state, shardings)
+
+    # ---- restore ------------------------------------------------------------------------------------------------
+    meta = canonical({
+        "network": dataclasses.asdict(description),
+        "statistics": dataclasses.asdict(statistics),
+        "prompt": prompt.to_dict(),
+        "dataset": {**dataset.metadata, "tasks": statistics.tasks},
+        "config": configuration.to_json(config),
+        "provenance": provenance(),
+    })  # fmt: skip
+    checkpoints = Checkpointer(workdir)
+    first = checkpoints.latest_step or 0
+    if first:
+        saved = checkpoints.meta(first)
+        _check_same_run(saved["config"], meta["config"], workdir)
+        train_batches.restore(saved["iterator"])
+        like = {item: rules.flatten(tree) for item, tree in state.items()}
+        restored = checkpoints.restore(first, like)
+        state = {item: rules.unflatten(restored[item], like=tree) for item, tree in state.items()}
+        print(f"Going on from step {first} of {steps} in {workdir}")
+
+    # ---- update and validation functions ------------------------------------------------------------------------
+    key = jax.random.key(config.seed)
+
+    def update(
+        state: dict[str, Any], batch: Batch, step: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        def loss_of(trained: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
+            network = nnx.merge(graph, trained, state["frozen"])
+            return network.loss(batch, jax.random.fold_in(key, step))
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
+        updates, optimizer_state = tx.update(gradients, state["optimizer"], state["trained"])
+        trained = optax.apply_updates(state["trained"], updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), **metrics}
+        return {**state, "trained": trained, "optimizer": optimizer_state}, metrics
+
+    def validate(state: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        network = nnx.merge(graph, state["trained"], state["frozen"])
+        loss, metrics = network.loss(batch)
+        return {"loss": loss, **metrics, **_action_error(network, batch, dataset.metadata)}
+
+    update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    validate = jax.jit(validate)
+
+    def to_device(numpy_batch: dict[str, Any]) -> Batch:
+        texts = [text.decode() for text in numpy_batch["instruction"]]
+        ids, exists = prompt.tokens(texts)
+        seen = Observation(
+            numpy_batch["images"], numpy_batch["proprio"], numpy_batch["mask"], ids, exists
+        )
+        batch = Batch(seen, numpy_batch["action"])
+        batch_format.check(batch)
+        return sharding.place_batch(batch, mesh)
+
+    # ---- loop ---------------------------------------------------------------------------------------------------
+    def save(step: int) -> None:
+        items = {item: rules.flatten(tree) for item, tree in state.items()}
+        checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
+
+    def healthy(step: int, metrics: dict[str, float]) -> None:
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+            checkpoints.wait()
+            last = checkpoints.latest_step
+            raise UserError(
+                f"step {step}: expected a finite loss and gradient, found loss {metrics['loss']}, gradient norm "
+                f"{metrics['grad_norm']}; the last good checkpoint is "
+                + (f"{checkpoints.directory}/{last}" if last is not None else "none")
+                + "; try a lower --config.optimizer.learning_rate"
+            )
+
+    with checkpoints, MetricsWriter(workdir, first) as writer:
+        if first == 0:
+            save(0)
+        bar = tqdm(
+            range(first + 1, steps + 1),
+            initial=first,
+            total=steps,
+            desc=f"train {config.adapter}",
+            unit="step",
+        )
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        clock, waited, since = time.perf_counter(), 0.0, first
+        for step in bar:
+            before = time.perf_counter()
+            batch = to_device(next(train_batches))
+            waited += time.perf_counter() - before
+            state, metrics = update(state, batch, jnp.int32(step))
+            if (
+                pending is not None
+            ):  # the step before this one: the device is never left without work
+                healthy(pending[0], jax.device_get(pending[1]))
+            pending = (step, metrics)
+
+            if step % config.log_every == 0 or step == steps:
+                scalars = jax.device_get(metrics)
+                healthy(step, scalars)
+                seconds = (time.perf_counter() - clock) / (step - since)
+                speed = {
+                    "step_ms": 1e3 * seconds,
+                    "data_wait_ms": 1e3 * waited / (step - since),
+                    "samples_per_second": config.data.batch_size / seconds,
+                }
+                writer.write(step, {f"train/{k}": v for k, v in scalars.items()} | {
+                    "train/learning_rate": learning_rate(step - 1), **{f"time/{k}": v for k, v in speed.items()},
+                })  # fmt: skip
+                bar.set_postfix(
+                    loss=f"{scalars['loss']:.3f}", wait=f"{waited / (step - since) / seconds:.0%}"
+                )
+                clock, waited, since = time.perf_counter(), 0.0, step
+            if step % config.validate_every == 0 or step == steps:
+                first_batches = islice(held_out, -(-config.validation_windows // config.data.batch_size))
+                scores = _average(
+                    [(validate(state, to_device(b)), int(b["mask"].sum())) for b in first_batches]
+                )
+                writer.write(step, {f"val/{name}": value for name, value in scores.items()})
+                bar.write(
+                    f"step {step}: "
+                    + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                )
+            if step % config.checkpoint_every == 0 or step == steps:
+                healthy(step, jax.device_get(metrics))
+                save(step)
+            if step % config.validate_every == 0 or step % config.checkpoint_every == 0:
+                clock, waited, since = time.perf_counter(), 0.0, step
+    print(f"Trained {steps} steps. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}")
+    print(
+        f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={dataset.metadata['name']} --split=test"
+    )
+
+
+def _action_error(
+    network: networks.PolicyNetwork, batch: Batch, metadata: Any
+) -> dict[str, jax.Array]:
+    """Decodes the newest step of every window, and returns the mean absolute error in physical units."""
+    seen, rows = batch.observation, jnp.arange(len(batch.action))
+    newest = jnp.maximum(seen.mask.sum(1) - 1, 0)
+    tokens = network.act(
+        seen.prompt,
+        seen.prompt_mask,
+        network.mllm.latents(seen.images),
+        seen.mask,
+        seen.proprio[rows, newest],
+        network.adapter.encode(batch.action),
+    )
+    error = jnp.abs(network.adapter.decode(tokens) - batch.action[rows, newest])
+    exists = seen.mask.any(1)[:, None]
+    error = (
+        jnp.where(exists, error, 0).sum(0)
+        / jnp.maximum(exists.sum(), 1)
+        * jnp.array(metadata["action_scale"])
+    )
+    names = zip(metadata["action_names"], metadata["action_units"], strict=True)
+    return {f"error_{name}_{unit}": error[i] for i, (name, unit) in enumerate(names)}
+
+
+def _average(scores: list[tuple[dict[str, jax.Array], int]]) -> dict[str, float]:
+    """Averages scores with their weights."""
+    total = sum(weight for _, weight in scores)
+    return {name: sum(float(s[name]) * w for s, w in scores) / total for name in scores[0][0]}
+
+
+def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
+    """Raises UserError if a resumed run's config differs in more than how often it reports and saves."""
+    free = ("log_every", "validate_every", "validation_windows", "checkpoint_every", "mesh")
+    differing = [
+        key
+        for key in saved.keys() | now.keys()
+        if key not in free and saved.get(key) != now.get(key)
+    ]
+    if differing:
+        key = sorted(differing)[0]
+        raise UserError(
+            f"{workdir}: config.{key}: expected {saved.get(key)!r} as in the checkpoint there, found {now.get(key)!r}; "
+            "use the same config to go on, or another --workdir"
+        )
+
+
+if __name__ == "__main__":
+    configuration.run_with_config(main, default="configs/policy/metaworld.py:rvq")

@@ -1,0 +1,40 @@
+"""AdamW with linear warm-up, cosine decay to zero and gradient clipping (arXiv 2406.07904, appendix, table 3)."""
+
+import jax
+import optax
+from ml_collections.config_dict import ConfigDict
+
+from mllm_act.training import rules
+
+# The paper does not say what decays; matrices do here, as in most of the field.
+DECAYED: tuple[tuple[str, bool], ...] = (
+    (r"(bias|scale|norm\w*|position|latents|class_token|embedding)(/|$)", False),
+    (r".", True),
+)
+
+
+def build(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Makes the optimizer.
+
+    Args:
+      config: ``learning_rate`` (peak), ``warmup`` (fraction of the steps), ``b1``, ``b2``, ``weight_decay`` and
+        ``max_grad_norm``.
+      steps: how many updates the run makes.
+
+    Returns:
+      The optimizer, and its learning rate by step.
+    """
+    warmup = round(config.warmup * steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(steps, warmup + 1)
+    )
+
+    def decayed(params: optax.Params) -> optax.Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: rules.find(DECAYED, rules.name(path)), params
+        )
+
+    adamw = optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decayed
+    )
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw), schedule

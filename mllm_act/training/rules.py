@@ -1,0 +1,74 @@
+"""(pattern -> thing) rules over parameter paths: for freezing, sharding and weight decay alike.
+
+A parameter's path reads like ``mllm/language/blocks/q/kernel``. Patterns are regular expressions searched in it; the
+first rule whose pattern is found decides.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+Thing = TypeVar("Thing")
+
+
+def name(path: Sequence[Any]) -> str:
+    """Returns a tree path as text: dictionary keys, attributes and indices joined by slashes."""
+    parts = [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+    return "/".join(part for part in parts if part != "value")
+
+
+def find(rules: Sequence[tuple[str, Thing]], path: str) -> Thing:
+    """Returns what the first matching rule says.
+
+    Raises:
+      ValueError: if no pattern is found in the path.
+    """
+    for pattern, thing in rules:
+        if re.search(pattern, path):
+            return thing
+    raise ValueError(
+        f"no rule matches the parameter {path!r}; the last rule should match everything: ('.', ...)"
+    )
+
+
+def flatten(tree: Any) -> dict[str, jax.Array]:
+    """Returns a tree's leaves by path; ``unflatten`` is its inverse."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {name(path): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves of the tree have the same path"
+    return named
+
+
+def unflatten(named: dict[str, jax.Array], like: Any) -> Any:
+    """Returns a tree structured as ``like`` with the leaves of ``named``."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(structure, [named[name(path)] for path, _ in paths])
+
+
+def trained_filter(rules: Sequence[tuple[str, bool]]) -> Any:
+    """Returns an NNX filter for the parameters that the rules say are trained."""
+    return nnx.All(nnx.Param, lambda path, _: find(rules, name(path)))
+
+
+def table(trained: Any, frozen: Any) -> str:
+    """Returns what is trained and what is frozen as text, grouped by the first three parts of the paths."""
+    groups: dict[tuple[str, str], int] = {}
+    for kind, tree in (("trained", trained), ("frozen", frozen)):
+        for path, leaf in flatten(tree).items():
+            group = ("/".join(path.split("/")[:3]), kind)
+            groups[group] = groups.get(group, 0) + leaf.size
+    lines = [
+        f"  {group:<40} {kind:<8} {size:>14,}" for (group, kind), size in sorted(groups.items())
+    ]
+    total = {
+        kind: sum(s for (_, k), s in groups.items() if k == kind) for kind in ("trained", "frozen")
+    }
+    lines.append(
+        f"  {'parameters':<40} {'trained':<8} {total['trained']:>14,}   frozen {total['frozen']:,}"
+    )
+    return "\n".join(lines)

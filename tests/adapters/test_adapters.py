@@ -1,0 +1,147 @@
+"""What every continuous adapter must keep: encode and decode, the loss, and decoding that cannot go wrong."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
+from mllm_act.adapters.token_filter import filtered_log_softmax
+from mllm_act.normalization import Moments, Statistics
+from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+
+D, P, FIRST = 16, 2, 100
+
+
+def moments(low: tuple[float, ...], high: tuple[float, ...]) -> Moments:
+    zeros, ones = (0.0,) * len(low), (1.0,) * len(low)
+    return Moments(mean=zeros, std=ones, min=low, max=high, q01=low, q99=high)
+
+
+STATISTICS = Statistics(
+    action=moments((-1.0, 0.0, -3.0), (1.0, 5.0, -2.0)),
+    proprio=moments((-1.0, -1.0), (1.0, 1.0)),
+    num_steps=1,
+    num_episodes=1,
+    split="train",
+    fingerprint="",
+    tasks=("reach",),
+    instructions=("reach",),
+)
+LOW, HIGH = np.array(STATISTICS.action.min), np.array(STATISTICS.action.max)
+
+
+def tokenizer(quantizers: int) -> ActionTokenizer:
+    config = TokenizerConfig(action_dim=3, quantizers=quantizers, codes=8, code_width=4, hidden=8)
+    return ActionTokenizer(config, rngs=nnx.Rngs(0))
+
+
+def make(name: str) -> Adapter:
+    rngs = nnx.Rngs(1)
+    if name == "regression":
+        return Regression(STATISTICS, D, P, 32, rngs)
+    if name == "uniform":
+        return Uniform(STATISTICS, D, FIRST, 512, rngs)
+    return VectorQuantized(STATISTICS, D, FIRST, tokenizer({"vq": 1, "rvq": 2}[name]), rngs)
+
+
+@pytest.fixture(params=["regression", "uniform", "vq", "rvq"])
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return make(request.param)
+
+
+def actions(seed: int, *shape: int) -> jax.Array:
+    return jnp.array(np.random.default_rng(seed).uniform(LOW, HIGH, (*shape, 3)), jnp.float32)
+
+
+def test_shapes_of_the_contract(adapter: Adapter) -> None:
+    m = adapter.tokens_per_action
+    tokens = adapter.encode(actions(0, 2, 5))
+    assert adapter.embed(tokens).shape == (2, 5, m, D)
+    assert adapter.decode(tokens).shape == (2, 5, 3)
+    hidden = jnp.ones((2, 5, m, D))
+    loss, _ = adapter.loss(hidden, tokens, jnp.ones((2, 5), bool), jnp.zeros((2, 5, P)))
+    assert loss.shape == () and jnp.isfinite(loss)
+
+
+def test_masked_steps_do_not_count(adapter: Adapter) -> None:
+    m = adapter.tokens_per_action
+    hidden = jnp.array(np.random.default_rng(0).normal(size=(2, 4, m, D)), jnp.float32)
+    tokens, proprio = adapter.encode(actions(0, 2, 4)), jnp.zeros((2, 4, P))
+    mask = jnp.arange(4) < jnp.array([[2], [4]])
+    loss, _ = adapter.loss(hidden, tokens, mask, proprio)
+    other, _ = adapter.loss(jnp.where(mask[..., None, None], hidden, 7.0), tokens, mask, proprio)
+    assert loss == other
+
+
+def test_uniform_errs_by_half_a_bin_at_most_and_clips() -> None:
+    adapter = make("uniform")
+    action = actions(0, 1000)
+    half_bin = (HIGH - LOW) / 512 / 2
+    assert (np.abs(adapter.decode(adapter.encode(action)) - action) <= half_bin * 1.01).all()
+    beyond = adapter.decode(adapter.encode(jnp.array(HIGH + 10.0)))
+    np.testing.assert_allclose(beyond, HIGH - half_bin, rtol=1e-5)
+
+
+def test_codes_of_all_places_share_the_reserved_ids() -> None:
+    for name, codes in (("uniform", 512), ("vq", 8), ("rvq", 8)):
+        tokens = np.array(make(name).encode(actions(0, 500)))
+        assert tokens.min() >= FIRST and tokens.max() < FIRST + codes
+
+
+def test_decoding_a_token_tuple_and_encoding_it_again_gives_the_same_uniform_tokens() -> None:
+    adapter = make("uniform")
+    tokens = FIRST + jnp.array(np.random.default_rng(0).integers(0, 512, (100, 3)))
+    np.testing.assert_array_equal(adapter.encode(adapter.decode(tokens)), tokens)
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(["uniform", "vq", "rvq"]), seed=st.integers(0, 2**16), scale=st.floats(0, 1e4))
+def test_whatever_the_hidden_state_the_decoded_action_is_valid(name: str, seed: int, scale: float) -> None:
+    """Greedy and sampled tokens lie in the reserved range, and stand for finite actions."""
+    adapter = make(name)
+    hidden = scale * jax.random.normal(jax.random.key(seed), (4, D))
+
+    def extend(embedding: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        return hidden + embedding, state
+
+    for key in (None, jax.random.key(seed)):
+        tokens = adapter.sample(hidden, jnp.zeros((4, P)), extend, None, key)
+        assert tokens.shape == (4, adapter.tokens_per_action)
+        assert ((tokens >= FIRST) & (tokens < FIRST + adapter.codes)).all()
+        assert jnp.isfinite(adapter.decode(tokens)).all()
+
+
+def test_log_probabilities_are_those_that_sampling_draws_from() -> None:
+    """Over all pairs of tokens they sum to one, and the loss is their mean with the sign turned."""
+    adapter = make("rvq")
+    base = jax.random.normal(jax.random.key(0), (D,))
+    pairs = FIRST + jnp.stack(jnp.meshgrid(jnp.arange(8), jnp.arange(8), indexing="ij"), -1).reshape(1, -1, 2)
+    embedded = adapter.embed(pairs)
+    hidden = jnp.stack([jnp.broadcast_to(base, embedded[..., 0, :].shape), base + embedded[..., 0, :]], axis=-2)
+    log_prob = adapter.log_prob(hidden, pairs)
+    np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1.0, rtol=1e-5)
+    loss, _ = adapter.loss(hidden, pairs, jnp.ones((1, 64), bool), jnp.zeros((1, 64, P)))
+    np.testing.assert_allclose(loss, -log_prob.mean() / 2, rtol=1e-5)
+
+
+def test_regression_has_no_distribution() -> None:
+    adapter = make("regression")
+    with pytest.raises(TypeError, match="use a token adapter"):
+        adapter.log_prob(jnp.ones((1, 1, 1, D)), adapter.encode(actions(0, 1, 1)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 7))
+def test_the_filter_renormalises_over_the_allowed(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    allowed = np.zeros(8, bool)
+    allowed[rng.choice(8, count, replace=False)] = True
+    log_probs = np.array(filtered_log_softmax(jnp.array(rng.normal(size=8) * 100), jnp.array(allowed)))
+    assert np.isneginf(log_probs[~allowed]).all()
+    np.testing.assert_allclose(np.exp(log_probs[allowed]).sum(), 1.0, rtol=1e-5)
