@@ -1,0 +1,362 @@
+"""The pipeline on real TFDS files: complete, disjoint, restorable, and clear about bad input."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.episodes import load_actions
+from data_pipelines.pipeline import EvalBatches, TrainBatches, window_index
+from data_pipelines.records import payload_checksums
+from data_pipelines.rlds import IMAGE, open_dataset
+from data_pipelines.tensorflow_cpu import tf
+from mllm_act.errors import UserError
+from tests.data_pipelines import tiny_rlds
+
+LENGTHS = [[4, 1], [7, 3], [5], [2, 8, 6]]  # 4 files; 36 steps
+STEPS = sum(map(sum, LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_rlds.write_lengths(tmp_path_factory.mktemp("rlds") / "tiny", LENGTHS)
+
+
+def train(directory: Path, **changes: Any) -> TrainBatches:
+    settings = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_mb": 1, **changes}
+    return TrainBatches(open_dataset(directory), "train", **settings)
+
+
+def steps(batch: dict[str, Any]) -> list[tuple[int, int]]:
+    """The (episode, step) of each place that counts, as tiny_rlds wrote them."""
+    return [tuple(place) for place in batch["proprio"][batch["mask"]][:, :2].astype(int).tolist()]
+
+
+def one_epoch(batches: TrainBatches) -> Counter[tuple[int, int]]:
+    """Reads windows one by one (batch_size 1) until the first of the next epoch."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for batch in batches:
+        if batches.epoch > 0:
+            return seen
+        seen.update(steps(batch))
+    raise AssertionError("training ends")
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    leaves = tf.nest.map_structure(np.array_equal, left, right)
+    return all(tf.nest.flatten(leaves))
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 20), context=st.integers(1, 8), data=st.data())
+def test_windows_hold_every_step_once_in_order(
+    length: int, context: int, data: st.DataObject
+) -> None:
+    offset = data.draw(st.integers(0, context - 1))
+    index, mask = (array.numpy() for array in window_index(length, tf.constant(offset), context))
+    assert index[mask].tolist() == list(range(length))
+    assert mask[:, 0].all() and (np.diff(mask.astype(int)) <= 0).all()  # padding only at the end
+    assert ((0 <= index) & (index < length)).all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3),
+    context=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_every_step_exactly_once_an_epoch(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], context: int, seed: int
+) -> None:
+    directory = tiny_rlds.write_lengths(tmp_path_factory.mktemp("x") / "tiny", lengths, size=8)
+    seen = one_epoch(train(directory, batch_size=1, context=context, seed=seed))
+    flat = [length for of_file in lengths for length in of_file]
+    assert seen == Counter((e, s) for e, length in enumerate(flat) for s in range(length))
+
+
+def test_batch_is_what_was_stored(directory: Path) -> None:
+    batch = next(train(directory))
+    assert batch["images"]["corner4"].shape == (4, 3, 16, 16, 3)
+    assert batch["images"]["corner4"].dtype == np.uint8
+    assert batch["action"].shape == (4, 3, 4) and batch["action"].dtype == np.float32
+    assert batch["mask"].dtype == np.bool_
+    for row in range(4):
+        for place in np.flatnonzero(batch["mask"][row]):
+            episode, step = batch["proprio"][row, place, :2].astype(int)
+            written = tiny_rlds.episode(episode, 9)["steps"][step]
+            np.testing.assert_array_equal(batch["action"][row, place], written["action"])
+            picture = written["observation"]["image"]["corner4"]
+            jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(picture, quality=95))
+            np.testing.assert_array_equal(batch["images"]["corner4"][row, place], jpeg)
+            assert batch["task"][row] == f"task-{episode % 2}".encode()
+            assert batch["instruction"][row] == f"do task {episode % 2}".encode()
+
+
+def test_padding_is_zero(directory: Path) -> None:
+    for batch in EvalBatches(open_dataset(directory), "train", batch_size=4, context=3):
+        for values in (batch["action"], batch["proprio"], batch["images"]["corner4"]):
+            assert not values[~batch["mask"]].any()
+
+
+def test_order_follows_the_seed(directory: Path) -> None:
+    def first_epoch(seed: int) -> list[tuple[int, int]]:
+        batches = train(directory, seed=seed)
+        return [place for _ in range(4) for place in steps(next(batches))]
+
+    assert first_epoch(1) == first_epoch(1)
+    assert first_epoch(1) != first_epoch(2)
+
+
+def test_epochs_differ(directory: Path) -> None:
+    batches = train(directory, batch_size=1)
+    epochs: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    for batch in batches:
+        if batches.epoch > 1:
+            break
+        epochs[batches.epoch] += steps(batch)
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_processes_read_disjoint_files_that_are_all(directory: Path, count: int) -> None:
+    shares = [
+        one_epoch(train(directory, batch_size=1, process_index=index, process_count=count))
+        for index in range(count)
+    ]
+    assert all(shares)
+    assert sum(shares, Counter()) == Counter(
+        (episode, step)
+        for episode, length in enumerate(n for of_file in LENGTHS for n in of_file)
+        for step in range(length)
+    )
+
+
+@pytest.mark.parametrize("taken", [0, 2, 5, 11])  # 11 batches of 4 windows are past an epoch's end
+def test_restored_iterator_continues_bit_for_bit(directory: Path, taken: int) -> None:
+    whole = train(directory)
+    for _ in range(taken):
+        next(whole)
+    state = json.loads(json.dumps(whole.state()))
+    assert len(json.dumps(state)) < 500
+    resumed = train(directory)
+    resumed.restore(state)
+    assert resumed.state() == state
+    for _ in range(8):
+        assert same(next(whole), next(resumed))
+        assert whole.state() == resumed.state()
+
+
+def test_restore_in_another_process_is_the_same(directory: Path) -> None:
+    batches = train(directory)
+    next(batches)
+    program = (
+        "import json, sys; from data_pipelines.pipeline import TrainBatches\n"
+        "from data_pipelines.rlds import open_dataset\n"
+        "b = TrainBatches(open_dataset(sys.argv[1]), 'train', batch_size=4, context=3, seed=0,"
+        " shuffle_mb=1)\n"
+        "b.restore(json.loads(sys.argv[2]))\n"
+        "sys.stdout.buffer.write(b''.join(next(b)['images']['corner4'].tobytes() for _ in 'ab'))"
+    )
+    command = [sys.executable, "-c", program, str(directory), json.dumps(batches.state())]
+    out = subprocess.run(command, capture_output=True, check=True).stdout
+    assert out == b"".join(next(batches)["images"]["corner4"].tobytes() for _ in "ab")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"seed": 1}, "seed"), ({"context": 2}, "context"), ({}, "fingerprint")]
+)
+def test_restore_rejects_another_order(
+    directory: Path, tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    state = train(directory).state()
+    other = directory if change else tiny_rlds.write_lengths(tmp_path / "tiny", [[4, 2], [7]])
+    with pytest.raises(UserError, match=f"{key}: expected .* found"):
+        train(other, **change).restore(state)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_is_one_pass_of_equally_many_batches(directory: Path, count: int) -> None:
+    seen: Counter[tuple[int, int]] = Counter()
+    numbers = set()
+    for index in range(count):
+        batches = EvalBatches(
+            open_dataset(directory),
+            "train",
+            batch_size=4,
+            context=3,
+            process_index=index,
+            process_count=count,
+        )
+        once, again = list(batches), list(batches)
+        assert len(once) == len(batches) and all(map(same, once, again))
+        numbers.add(len(once))
+        for batch in once:
+            assert batch["mask"].shape == (4, 3)
+            seen.update(steps(batch))
+    assert len(numbers) == 1
+    assert sum(seen.values()) == STEPS and set(seen.values()) == {1}
+
+
+def test_shuffle_buffer_holds_the_megabytes_stated(directory: Path) -> None:
+    small, large = train(directory, shuffle_mb=1), train(directory, shuffle_mb=50)
+    assert large.shuffle_windows == pytest.approx(50 * small.shuffle_windows, rel=0.02)
+    assert large.host_memory_mb - small.host_memory_mb == 49
+
+
+def test_record_walk_reads_the_stored_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "x.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for payload in (b"one", b"", b"three" * 100):
+            writer.write(payload)
+    assert len(payload_checksums(path)) == 3
+
+
+# Bad input: each ends with one line that names file, key, expected, found and the mend.
+
+
+def shard(directory: Path, number: int = 1) -> Path:
+    return sorted(directory.glob("tiny-train.tfrecord-*"))[number]
+
+
+def fail(work: Callable[[], object], *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        work()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    return tiny_rlds.write_lengths(tmp_path / "tiny", [[4, 1], [7, 3]])
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    fail(lambda: open_dataset(tmp_path / "no"), "no such directory", "data_pipelines.generate")
+
+
+def test_directory_above_the_dataset(directory: Path) -> None:
+    fail(lambda: open_dataset(directory.parent), "dataset_info.json", f"did you mean {directory}")
+
+
+def test_missing_shard(broken: Path) -> None:
+    path = shard(broken)
+    path.unlink()
+    fail(lambda: open_dataset(broken), str(path), "missing shard 2 of 2", "generate")
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.999])
+def test_truncated_shard(broken: Path, kept: float) -> None:
+    path = shard(broken)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    fail(lambda: open_dataset(broken), str(path), "truncated", "expected", "found", "record")
+
+
+def test_shard_cut_between_records(broken: Path) -> None:
+    path = shard(broken)
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    path.write_bytes(content[: length + 16])
+    fail(lambda: open_dataset(broken), str(path), "expected 2 episodes", "found 1")
+
+
+def test_corrupt_length(broken: Path) -> None:
+    path = shard(broken)
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    fail(lambda: open_dataset(broken), str(path), "record 0", "corrupt")
+
+
+def test_corrupt_payload_names_file_and_record(broken: Path) -> None:
+    path = shard(broken)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    expected = (str(path), "record 1", "corrupt", "generate")
+    fail(lambda: load_actions(broken, "train"), *expected)
+    fail(lambda: [next(batches) for batches in [train(broken)] for _ in range(9)], *expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_action_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    bad = tiny_rlds.episode(1, 6)
+    bad["steps"][4]["action"][2] = value
+    directory = tiny_rlds.write(tmp_path / "tiny", {"train": [[tiny_rlds.episode(0, 3), bad]]})
+    expected = ("'task-1'", "episode 1", "step 4", "steps/action[2]", str(value), "record 1")
+    fail(lambda: load_actions(directory, "train"), *expected)
+    fail(lambda: [next(batches) for batches in [train(directory)] for _ in range(9)], *expected)
+
+
+def test_steps_missing_from_one_key(tmp_path: Path) -> None:
+    """An episode of one picture fewer than it has actions, as a broken converter might write it."""
+    directory = tiny_rlds.write_lengths(tmp_path / "tiny", [[4]])
+    path = shard(directory, 0)
+    example = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(path)))).numpy())
+    del example.features.feature[IMAGE + "corner4"].bytes_list.value[-1]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(example.SerializeToString())
+    fail(lambda: next(train(directory)), str(path), "record 0", f"{IMAGE}corner4 3", "action 4")
+
+
+def test_picture_of_another_size(tmp_path: Path) -> None:
+    directory = tiny_rlds.write_lengths(tmp_path / "tiny", [[4]], size=16)
+    features = directory / "features.json"
+    features.write_text(features.read_text().replace('"16"', '"20"'))
+    expected = (f"{IMAGE}corner4", "(20, 20, 3)", "found (16, 16, 3)", "step 0")
+    fail(lambda: next(train(directory)), *expected)
+
+
+def test_another_action_dimension_than_the_config(directory: Path) -> None:
+    dataset = open_dataset(directory)
+    dataset.expect(action_dim=4, proprio_dim=3, cameras=("corner4",))
+    fail(
+        lambda: dataset.expect(action_dim=7),
+        "features.json",
+        "steps/action",
+        "expected 7",
+        "found 4",
+        "tiny",
+    )
+    fail(lambda: dataset.expect(cameras=("wrist",)), "image/wrist", "found corner4")
+
+
+def test_record_of_another_action_dimension_than_features_say(tmp_path: Path) -> None:
+    directory = tiny_rlds.write_lengths(tmp_path / "tiny", [[3]])
+    path = shard(directory, 0)
+    example = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(path)))).numpy())
+    del example.features.feature["steps/action"].float_list.value[-1]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(example.SerializeToString())
+    fail(lambda: load_actions(directory, "train"), str(path), "record 0", "steps/action")
+
+
+def test_feature_that_is_not_there(broken: Path) -> None:
+    path = broken / "features.json"
+    path.write_text(path.read_text().replace('"action"', '"actions"'))
+    fail(lambda: open_dataset(broken), str(path), "steps/action", "did you mean 'steps/actions'?")
+
+
+def test_split_that_is_not_there(directory: Path) -> None:
+    fail(lambda: open_dataset(directory).split("trian"), "'trian'", "did you mean 'train'?")
+
+
+def test_fewer_files_than_processes(directory: Path) -> None:
+    work = lambda: train(directory, process_count=5)  # noqa: E731
+    fail(work, "'train'", "5 processes", "found 4", "more files")
+
+
+def test_more_memory_than_the_host_has(directory: Path) -> None:
+    fail(lambda: train(directory, shuffle_mb=10**9), "shuffle_mb=1000000000", "lower")
