@@ -3,6 +3,7 @@
 PYTHON ?=
 ADAPTERS ?= rvq
 STAMP := .venv/.set-up
+PARITY := .venv/.parity
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ endif
 demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all compares the four)
 	@$(RUN) -m mllm_act.demo --adapters=$(ADAPTERS)
 
-test: lint  ## lint, types and all tests, at most 10 minutes on 2 cores
+test: lint $(PARITY)  ## lint, types and all tests, at most 10 minutes on 2 cores
 	@$(RUN) -m pytest -q -n 2
 
 lint: setup  ## ruff, its format check, mypy
@@ -42,9 +43,18 @@ doctor: setup  ## try each thing the framework needs on this machine, and say th
 	@$(RUN) -m mllm_act.doctor
 
 # pip, not uv: pip sees local wheels (a CPU build of PyTorch, say) that its configuration names. Without such a wheel
-# this takes the default build and, on Linux, gigabytes of CUDA libraries.
-parity: setup  ## PyTorch and the reference implementations that benchmarks compare with
+# this takes the default build and, on Linux, gigabytes of CUDA libraries: the tests do not ask that of anybody.
+parity: setup  ## PyTorch and the reference implementations that tests and benchmarks compare with
 	@$(RUN) -m pip install -q --disable-pip-version-check -r requirements/parity.txt
+	@touch $(PARITY)
+
+$(PARITY): $(STAMP) requirements/parity.txt
+	@if $(RUN) -m pip install -q --no-index --no-deps $$(grep '^torch==' requirements/parity.txt) 2>/dev/null; then \
+		$(RUN) -m pip install -q --disable-pip-version-check -r requirements/parity.txt; \
+	else \
+		echo "note: PyTorch is not here, so tests against it will be skipped; make parity installs it"; \
+	fi
+	@touch $@
 
 # One version of each package for all Pythons, so that every user has what the tests ran with.
 COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 \

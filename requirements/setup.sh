@@ -23,7 +23,7 @@ else
     for candidate in python3.13 python3.12 python3.11 python3; do
         if fits "$candidate"; then python=$candidate; break; fi
     done
-    [ -n "$python" ] || stop "no Python 3.$oldest to 3.$newest found (python3 is $(python3 --version 2>&1 || true));" \
+    [ -n "$python" ] || stop "no Python 3.$oldest to 3.$newest found (python3 is $(python3 --version 2>/dev/null || echo missing));" \
         "install one (on Debian 12 or newer: apt-get install python3 python3-venv) or name one: make setup PYTHON=/path/to/python"
 fi
 
@@ -34,7 +34,7 @@ if [ -x .venv/bin/python ] && fits .venv/bin/python &&
 else
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         package="python3.$(minor "$python")-venv"
-        may_install || stop "$python cannot make virtual environments; install its package: sudo apt-get install $package"
+        may_install || stop "$python cannot make virtual environments; run: sudo apt-get install $package"
         apt_install "$package"
     fi
     echo "making .venv with $("$python" --version) ($(command -v "$python"))"
