@@ -234,7 +234,7 @@ def parity() -> Finding:
     except importlib.metadata.PackageNotFoundError:
         return Finding(
             "note",
-            "PyTorch is not installed; only comparisons under benchmarks/ need it",
+            "no PyTorch; only comparisons with other code need it",
             "make parity",
         )
 
