@@ -31,6 +31,7 @@ class Actions:
     proprio: Float[np.ndarray, "n P"]  # float32
     episode: Int[np.ndarray, " n"]  # int32, which of the E episodes the step belongs to
     tasks: tuple[str, ...]  # [E]
+    instructions: tuple[str, ...]  # [E], of the first step
     configurations: Int[np.ndarray, " E"]  # int32
     lengths: Int[np.ndarray, " E"]  # int32, steps
 
@@ -55,6 +56,7 @@ def read_actions(dataset: Dataset, split: str) -> Actions:
         proprio=np.concatenate([one["proprio"] for one in episodes]),
         episode=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
         tasks=tuple(one["task"].decode() for one in episodes),
+        instructions=tuple(one["instruction"][0].decode() for one in episodes),
         configurations=np.array([one["configuration"] for one in episodes], np.int32),
         lengths=lengths,
     )

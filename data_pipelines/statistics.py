@@ -1,11 +1,14 @@
 """Exact statistics of a split's actions and proprioception, computed once and kept in its folder.
 
-Read without decoding an image, all steps at once, in float64 for the quantiles: under 16 (A + P + 1)
-bytes of host memory a step, so ten million steps of Meta-World take 1.4 GB. The file's name holds
-the split's fingerprint, which changes with the bytes of any record: statistics of other data are
-never taken for these.
+Read without decoding an image, all steps at once, in float64 for the quantiles: under
+16 (A + P + 1) bytes of host memory a step, so ten million steps of Meta-World take 1.4 GB. The
+file's name holds a digest of the bytes of every record and of the names of the statistics:
+statistics of other data, or of another version of this program, are never taken for these.
 """
 
+import dataclasses
+import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -27,9 +30,11 @@ def statistics(dataset: Dataset, split: str = "train") -> Statistics:
       UserError: see ``read_actions``.
     """
     fingerprint = dataset.split(split).fingerprint
-    path = dataset.directory / f"statistics-{split}-{fingerprint}.json"
+    names = [field.name for kind in (Statistics, Moments) for field in dataclasses.fields(kind)]
+    digest = hashlib.sha256(" ".join([fingerprint, *names]).encode()).hexdigest()[:16]
+    path = dataset.directory / f"statistics-{split}-{digest}.json"
     if path.exists():
-        return Statistics.from_json(path.read_text())
+        return Statistics.from_dict(json.loads(path.read_text()))
     actions = read_actions(dataset, split)
     result = Statistics(
         action=moments(actions.action),
@@ -42,7 +47,7 @@ def statistics(dataset: Dataset, split: str = "train") -> Statistics:
         instructions=tuple(sorted(set(actions.instructions))),
     )
     if os.access(dataset.directory, os.W_OK):
-        _write(path, result.to_json())
+        _write(path, json.dumps(result.to_dict(), indent=1))
     return result
 
 

@@ -5,7 +5,6 @@ The functions use only arithmetic: they take numpy and JAX arrays, traced ones t
 """
 
 import dataclasses
-import json
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,14 +36,16 @@ class Statistics:
     num_episodes: int
     split: str
     fingerprint: str
+    tasks: tuple[str, ...]  # each once, sorted
+    instructions: tuple[str, ...]  # each once, sorted
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> "Statistics":
-        """Inverse of ``to_json``; ``UserError`` names the keys where they are not the expected."""
-        values = json.loads(text)
+    def from_dict(cls, values: dict[str, Any]) -> "Statistics":
+        """Inverse of ``to_dict``, through JSON or not; ``UserError`` names keys that do not fit."""
         for kind, found, where in (
             (cls, values, "statistics"),
             (Moments, values.get("action", {}), "statistics: action"),
@@ -60,7 +61,8 @@ class Statistics:
             key: Moments(**{name: tuple(numbers) for name, numbers in values[key].items()})
             for key in ("action", "proprio")
         }
-        return cls(**{**values, **moments})
+        names = {key: tuple(values[key]) for key in ("tasks", "instructions")}
+        return cls(**{**values, **moments, **names})
 
     def normalize_action(self, action: Array) -> Array:
         """Maps [..., A] linearly so that the training split fills [-1, 1] in each dimension.
