@@ -30,7 +30,7 @@ fi
 # 2. The virtual environment. One that is whole and of the wanted version is kept, so that a new lock is a small step.
 if [ -x .venv/bin/python ] && fits .venv/bin/python &&
     { [ -z "${PYTHON:-}" ] || [ "$(minor .venv/bin/python)" = "$(minor "$python")" ]; }; then
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip -q
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 else
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         package="python3.$(minor "$python")-venv"
