@@ -4,6 +4,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from absl import logging
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one complete line; programs print it and exit 1."""
@@ -21,6 +23,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def run(program: Callable[[], None]) -> None:
     """Runs a program's main; a ``UserError`` ends it with one line on stderr and exit status 1."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell of every step at the level below
     try:
         program()
     except UserError as error:

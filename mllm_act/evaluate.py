@@ -3,7 +3,7 @@
     python -m mllm_act.evaluate --checkpoint=runs/metaworld/rvq --env=metaworld --split=test
 
 All simulators are stepped together, spread over worker processes, and the policy acts on them as one batch. An
-episode ends at its first success or at the horizon. Leaves in ``--out``: ``episodes.csv`` (one line an episode, with its
+episode ends at its first success or at the horizon. Leaves in ``--out``: ``episodes.csv`` (a line an episode, with its
 seed), ``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode.
 The same seed gives the same figures.
 """
@@ -23,7 +23,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from mllm_act import envs
-from mllm_act.envs.base import Job
+from mllm_act.envs.base import EnvObservation, Job
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, nearest, run
 from mllm_act.intervals import wilson
@@ -44,7 +44,7 @@ HORIZON = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first episode of each configuration.")
 ENVS = flags.DEFINE_integer("envs", 16, "Simulators stepped together: the policy's batch.")
 WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count(), "Worker processes that the simulators are spread over."
+    "workers", os.cpu_count() or 1, "Worker processes that the simulators are spread over."
 )
 VIDEOS = flags.DEFINE_bool("videos", True, "Whether to write a video of each task's first episode.")
 OUT = flags.DEFINE_string("out", None, "Output folder; by default CHECKPOINT/evaluation/SPLIT.")
@@ -61,51 +61,48 @@ class Episode:
 
 
 def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int) -> None:
-    """Plays all episodes to their end, filling in their results; a free slot takes the next episode in the list."""
-    sentences = envs.instructions(pool.spec.name)
-    waiting, slots = deque(episodes), [None] * pool.num_envs
-    memory, images, proprio = policy.start(pool.num_envs), None, None
-    first = np.zeros(pool.num_envs, bool)
+    """Plays all episodes to their end, filling in their results; a free slot takes the next in the list."""
+    sentences, spec, slots = envs.instructions(pool.spec.name), pool.spec, pool.num_envs
+    waiting = deque(episodes)
+    playing: dict[int, Episode] = {}
+    # Slots without an episode keep what was there last: the batch has one shape throughout.
+    shape = (slots, spec.image_size, spec.image_size, 3)
+    images = {camera: np.zeros(shape, np.uint8) for camera in spec.cameras}
+    proprio = np.zeros((slots, len(spec.proprio_names)), np.float32)
+    texts = [""] * slots
+    memory = policy.start(slots)
+
+    def store(places: list[int], seen: EnvObservation) -> None:
+        for camera, frames in seen["images"].items():
+            images[camera][places] = frames
+        proprio[places] = seen["proprio"]
+
     bar = tqdm(total=len(episodes), desc="evaluate", unit="episode")
     successes = 0
-    while waiting or any(slots):
-        fresh = [i for i, episode in enumerate(slots) if episode is None and waiting]
-        first[:] = False
+    while waiting or playing:
+        fresh = [slot for slot in range(slots) if slot not in playing][: len(waiting)]
+        first = np.isin(np.arange(slots), fresh)
         if fresh:
-            for i in fresh:
-                slots[i] = waiting.popleft()
-            seen = pool.reset(fresh, [slots[i].job for i in fresh])
-            if images is None:  # free slots hold zeros and are not stepped
-                images = {
-                    c: np.zeros((pool.num_envs, *x.shape[1:]), x.dtype)
-                    for c, x in seen["images"].items()
-                }
-                proprio = np.zeros((pool.num_envs, *seen["proprio"].shape[1:]), np.float32)
-            _store(images, proprio, fresh, seen)
-            first[fresh] = True
-        texts = [sentences[episode.job.task] if episode else "" for episode in slots]
+            playing |= {slot: waiting.popleft() for slot in fresh}
+            store(fresh, pool.reset(fresh, [playing[slot].job for slot in fresh]))
+            for slot in fresh:
+                texts[slot] = sentences[playing[slot].job.task]
         action, memory = policy.act(images, proprio, texts, first, memory)
-        busy = [i for i, episode in enumerate(slots) if episode]
+        busy = sorted(playing)
         seen, _, success = pool.step(action[busy], busy)
-        _store(images, proprio, busy, seen)
-        for i, done in zip(busy, success, strict=True):
-            episode = slots[i]
+        store(busy, seen)
+        for slot, done in zip(busy, success, strict=True):
+            episode = playing[slot]
             episode.steps += 1
             episode.success = bool(done)
             if episode.frames is not None:
-                episode.frames.append(next(iter(images.values()))[i].copy())
+                episode.frames.append(images[spec.cameras[0]][slot].copy())
             if done or episode.steps == horizon:
-                slots[i] = None
+                del playing[slot]
                 successes += episode.success
                 bar.update()
                 bar.set_postfix(success=f"{successes / bar.n:.0%}")
     bar.close()
-
-
-def _store(images: dict[str, np.ndarray], proprio: np.ndarray, slots: list[int], seen: Any) -> None:
-    for camera, frames in seen["images"].items():
-        images[camera][slots] = frames
-    proprio[slots] = seen["proprio"]
 
 
 def summarize(episodes: list[Episode]) -> list[dict[str, Any]]:

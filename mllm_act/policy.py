@@ -31,7 +31,7 @@ class Memory:
 
     latents: Float[Array, "B T L D"]
     tokens: Array  # action tokens, [B, T, ...]
-    count: Int[Array, "B"]  # how many steps are remembered
+    count: Int[Array, " B"]  # how many steps are remembered
 
 
 class Policy:
@@ -70,12 +70,12 @@ class Policy:
             description = networks.Description.from_dict(meta["network"])
             if description.adapter in ("vq", "rvq") and description.tokenizer is None:
                 raise UserError(
-                    f"{workdir}/checkpoints/{step}: expected the {description.adapter} adapter's tokenizer in it, found "
+                    f"{workdir}/checkpoints/{step}: expected the {description.adapter} tokenizer in it, found "
                     "none; train the policy anew with --config.tokenizer=DIR"
                 )
             statistics = Statistics.from_dict(meta["statistics"])
             network, preset = networks.build(description, statistics, nnx.Rngs(0))
-            _, trained, frozen = nnx.split(network, rules.trained_filter(preset.trained), ...)
+            _, trained, frozen = rules.split(network, preset.trained)
             wanted = {"trained": trained, "frozen": frozen}
             restored = checkpoints.restore(
                 step, {item: rules.flatten(tree) for item, tree in wanted.items()}
@@ -100,7 +100,7 @@ class Policy:
         images: Mapping[str, UInt8[np.ndarray, "B H W 3"]],
         proprio: Float[np.ndarray, "B P"],
         instructions: Sequence[str],
-        first: Bool[np.ndarray, "B"],
+        first: Bool[np.ndarray, " B"],
         memory: Memory,
     ) -> tuple[Float[np.ndarray, "B A"], Memory]:
         """Decides the next action of each episode, greedily.
@@ -153,7 +153,7 @@ class Policy:
         proprio: Float[Array, "B P"],
         ids: Int[Array, "B N"],
         exists: Bool[Array, "B N"],
-        first: Bool[Array, "B"],
+        first: Bool[Array, " B"],
         memory: Memory,
     ) -> tuple[Float[Array, "B A"], Memory]:
         network = nnx.merge(self._graph, parameters)

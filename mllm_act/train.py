@@ -25,6 +25,7 @@ from mllm_act import batch as batch_format
 from mllm_act import config as configuration
 from mllm_act import network as networks
 from mllm_act import prompt as prompts
+from mllm_act.adapters import VectorQuantized
 from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError
 from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
@@ -83,6 +84,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     )
     network, preset = networks.build(description, statistics, nnx.Rngs(config.seed))
     if tokenizer is not None:
+        assert isinstance(network.adapter, VectorQuantized)
         nnx.update(network.adapter.tokenizer, nnx.state(tokenizer.model))
     prompt = prompts.build(
         config.prompt_template,
@@ -92,7 +94,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         config.prompt_tokens,
     )
     mesh = sharding.make_mesh(config.mesh)
-    graph, trained, frozen = nnx.split(network, rules.trained_filter(preset.trained), ...)
+    graph, trained, frozen = rules.split(network, preset.trained)
     print("What is trained:\n" + rules.table(trained, frozen))
 
     # ---- optimizer and state ------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     # ---- restore ------------------------------------------------------------------------------------------------
     meta = canonical({
         "network": dataclasses.asdict(description),
-        "statistics": dataclasses.asdict(statistics),
+        "statistics": statistics.to_dict(),
         "prompt": prompt.to_dict(),
         "dataset": {**dataset.metadata, "tasks": statistics.tasks},
         "config": configuration.to_json(config),
@@ -145,13 +147,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     validate = jax.jit(validate)
 
-    def to_device(numpy_batch: dict[str, Any]) -> Batch:
-        texts = [text.decode() for text in numpy_batch["instruction"]]
-        ids, exists = prompt.tokens(texts)
-        seen = Observation(
-            numpy_batch["images"], numpy_batch["proprio"], numpy_batch["mask"], ids, exists
-        )
-        batch = Batch(seen, numpy_batch["action"])
+    def to_device(read: dict[str, Any]) -> Batch:
+        ids, exists = prompt.tokens([text.decode() for text in read["instruction"]])
+        seen = {"images": read["images"], "proprio": read["proprio"], "mask": read["mask"]}
+        batch = Batch(Observation(**seen, prompt=ids, prompt_mask=exists), read["action"])  # type: ignore[arg-type]
         batch_format.check(batch)
         return sharding.place_batch(batch, mesh)
 
@@ -172,7 +171,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             )
 
     with checkpoints, MetricsWriter(workdir, first) as writer:
-        if first == 0:
+        if steps == 0:  # the untrained policy, to compare with
             save(0)
         bar = tqdm(
             range(first + 1, steps + 1),
@@ -211,7 +210,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 clock, waited, since = time.perf_counter(), 0.0, step
             if step % config.validate_every == 0 or step == steps:
-                first_batches = islice(held_out, -(-config.validation_windows // config.data.batch_size))
+                first_batches = islice(
+                    held_out, -(-config.validation_windows // config.data.batch_size)
+                )
                 scores = _average(
                     [(validate(state, to_device(b)), int(b["mask"].sum())) for b in first_batches]
                 )

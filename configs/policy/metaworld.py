@@ -3,8 +3,8 @@
     python -m mllm_act.train --config=configs/policy/metaworld.py:rvq --workdir=runs/metaworld/rvq \
         --config.data.directory=data/metaworld --config.tokenizer=runs/metaworld/tokenizer_rvq
 
-Variants: ``regression``, ``uniform``, ``vq``, ``rvq``; then ``,preset=NAME``. Values are those of arXiv 2406.07904, appendix,
-table 3, where it states them.
+Variants: ``regression``, ``uniform``, ``vq``, ``rvq``; then ``,preset=NAME``. Values are those of arXiv 2406.07904,
+appendix, table 3, where it states them.
 """
 
 from ml_collections.config_dict import ConfigDict, placeholder

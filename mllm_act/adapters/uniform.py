@@ -1,4 +1,4 @@
-"""Uniform: each action dimension in equal bins over [-1, 1], one token a dimension (arXiv 2406.07904, section 3.2.3)."""
+"""Uniform: each action dimension in equal bins over [-1, 1], one token a dimension (arXiv 2406.07904, 3.2.3)."""
 
 import jax.numpy as jnp
 from flax import nnx

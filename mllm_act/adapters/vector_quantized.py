@@ -1,5 +1,6 @@
 """VQ and residual VQ: the codes of a learned, frozen action tokenizer as tokens (arXiv 2406.07904, section 3.2.3)."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -9,7 +10,7 @@ from mllm_act.tokenizer.autoencoder import ActionTokenizer
 
 
 class VectorQuantized(ActionTokenAdapter):
-    """One token for each of the tokenizer's Q codebooks. The tokenizer is part of the adapter, and never trained here."""
+    """One token for each of the tokenizer's Q codebooks. The tokenizer is part of the adapter, but never trained."""
 
     def __init__(
         self,
@@ -28,5 +29,5 @@ class VectorQuantized(ActionTokenAdapter):
         return self.tokenizer.encode(action)
 
     def from_codes(self, codes: Int[Array, "... Q"]) -> Float[Array, "... A"]:
-        """Returns what the tokenizer's decoder makes of the codes."""
-        return self.tokenizer.decode(codes)
+        """Returns what the tokenizer's decoder makes of the codes, within the demonstrations' range."""
+        return jnp.clip(self.tokenizer.decode(codes), -1, 1)

@@ -1,4 +1,4 @@
-"""The language model: the Llama family (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped-query heads."""
+"""The language model: the Llama family: RMSNorm, rotary positions, SwiGLU, grouped-query heads (arXiv 2302.13971)."""
 
 import dataclasses
 

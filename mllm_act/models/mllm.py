@@ -43,9 +43,9 @@ class MLLMConfig:
 class Layout:
     """Where things stand in the sequence after the prompt, as int arrays over its S = T * (latents + fed) places."""
 
-    step: Int[Array, "S"]
-    slot: Int[Array, "S"]  # place within the step: latents first, then action tokens
-    is_action: Bool[Array, "S"]
+    step: Int[Array, " S"]
+    slot: Int[Array, " S"]  # place within the step: latents first, then action tokens
+    is_action: Bool[Array, " S"]
     stride: int  # positions a step takes up
 
     @classmethod
@@ -168,7 +168,7 @@ class MLLM(nnx.Module):
         x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
         hidden, cache = self.language(x, positions, mask, keep_cache=True)
         assert cache is not None
-        n, (b, t, count, _) = prompt.shape[1], latents.shape
+        n, (b, _, count, _) = prompt.shape[1], latents.shape
         newest = step_mask.sum(1) - 1
         last = n + newest * (count + fed.shape[2]) + count - 1
         readable = mask[jnp.arange(b), last]
@@ -195,4 +195,4 @@ class Decoding:
 
     cache: Cache
     readable: Bool[Array, "B past"]
-    position: Int[Array, "B"]
+    position: Int[Array, " B"]

@@ -74,6 +74,6 @@ class Perceiver(nnx.Module):
         x = features if self.input is None else self.input(features)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype), (len(x), *self.latents.shape))
         latents, _ = scan(
-            self.blocks, lambda block, l, _: (block(l, x), None), latents, remat=remat
+            self.blocks, lambda block, z, _: (block(z, x), None), latents, remat=remat
         )
         return self.output(self.norm(latents))

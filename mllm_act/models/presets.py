@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from mllm_act.errors import UserError, nearest
 from mllm_act.models.language import LanguageConfig
-from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from mllm_act.errors import UserError
 
@@ -41,7 +40,6 @@ class Checkpointer:
           workdir: the run's folder.
           keep: how many newest steps stay on disk.
         """
-        logging.set_verbosity(logging.ERROR)  # Orbax logs every array it writes
         self.directory = (workdir / "checkpoints").resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -54,10 +52,10 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts writing a step; returns once the arrays are copied off the devices."""
+        """Starts writing a step; returns once the arrays are copied off the devices. Items may be empty."""
         if step in self._manager.all_steps():
             return
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree}
         self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)))
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +69,7 @@ class Checkpointer:
           UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -79,7 +77,7 @@ class Checkpointer:
                 f"{self.directory}/{step}: the checkpoint does not fit this config "
                 f"({str(error).splitlines()[0][:300]}); use the config it was trained with or a new --workdir"
             ) from error
-        return {name: restored[name] for name in like}
+        return {name: restored[name] if like[name] else {} for name in like}
 
     def meta(self, step: int) -> dict[str, Any]:
         """Reads the JSON document of a step."""

@@ -50,9 +50,13 @@ def unflatten(named: dict[str, jax.Array], like: Any) -> Any:
     return jax.tree.unflatten(structure, [named[name(path)] for path, _ in paths])
 
 
-def trained_filter(rules: Sequence[tuple[str, bool]]) -> Any:
-    """Returns an NNX filter for the parameters that the rules say are trained."""
-    return nnx.All(nnx.Param, lambda path, _: find(rules, name(path)))
+def split(
+    module: nnx.Module, trained: Sequence[tuple[str, bool]]
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits a module into its structure, the parameters that the rules say are trained, and all the rest."""
+    wanted = nnx.All(nnx.Param, lambda path, _: find(trained, name(path)))
+    graph, chosen, rest = nnx.split(module, wanted, ...)  # type: ignore[misc]
+    return graph, chosen, rest
 
 
 def table(trained: Any, frozen: Any) -> str:

@@ -37,7 +37,7 @@ LOW, HIGH = np.array(STATISTICS.action.min), np.array(STATISTICS.action.max)
 
 
 def tokenizer(quantizers: int) -> ActionTokenizer:
-    config = TokenizerConfig(action_dim=3, quantizers=quantizers, codes=8, code_width=4, hidden=8)
+    config = TokenizerConfig(action_dim=3, quantizers=quantizers, codes=8, width=4, hidden=8)
     return ActionTokenizer(config, rngs=nnx.Rngs(0))
 
 
@@ -101,8 +101,14 @@ def test_decoding_a_token_tuple_and_encoding_it_again_gives_the_same_uniform_tok
 
 
 @settings(max_examples=20, deadline=None)
-@given(name=st.sampled_from(["uniform", "vq", "rvq"]), seed=st.integers(0, 2**16), scale=st.floats(0, 1e4))
-def test_whatever_the_hidden_state_the_decoded_action_is_valid(name: str, seed: int, scale: float) -> None:
+@given(
+    name=st.sampled_from(["uniform", "vq", "rvq"]),
+    seed=st.integers(0, 2**16),
+    scale=st.floats(0, 1e4),
+)
+def test_whatever_the_hidden_state_the_decoded_action_is_valid(
+    name: str, seed: int, scale: float
+) -> None:
     """Greedy and sampled tokens lie in the reserved range, and stand for finite actions."""
     adapter = make(name)
     hidden = scale * jax.random.normal(jax.random.key(seed), (4, D))
@@ -121,9 +127,13 @@ def test_log_probabilities_are_those_that_sampling_draws_from() -> None:
     """Over all pairs of tokens they sum to one, and the loss is their mean with the sign turned."""
     adapter = make("rvq")
     base = jax.random.normal(jax.random.key(0), (D,))
-    pairs = FIRST + jnp.stack(jnp.meshgrid(jnp.arange(8), jnp.arange(8), indexing="ij"), -1).reshape(1, -1, 2)
+    pairs = FIRST + jnp.stack(
+        jnp.meshgrid(jnp.arange(8), jnp.arange(8), indexing="ij"), -1
+    ).reshape(1, -1, 2)
     embedded = adapter.embed(pairs)
-    hidden = jnp.stack([jnp.broadcast_to(base, embedded[..., 0, :].shape), base + embedded[..., 0, :]], axis=-2)
+    hidden = jnp.stack(
+        [jnp.broadcast_to(base, embedded[..., 0, :].shape), base + embedded[..., 0, :]], axis=-2
+    )
     log_prob = adapter.log_prob(hidden, pairs)
     np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1.0, rtol=1e-5)
     loss, _ = adapter.loss(hidden, pairs, jnp.ones((1, 64), bool), jnp.zeros((1, 64, P)))
@@ -142,6 +152,8 @@ def test_the_filter_renormalises_over_the_allowed(seed: int, count: int) -> None
     rng = np.random.default_rng(seed)
     allowed = np.zeros(8, bool)
     allowed[rng.choice(8, count, replace=False)] = True
-    log_probs = np.array(filtered_log_softmax(jnp.array(rng.normal(size=8) * 100), jnp.array(allowed)))
+    log_probs = np.array(
+        filtered_log_softmax(jnp.array(rng.normal(size=8) * 100), jnp.array(allowed))
+    )
     assert np.isneginf(log_probs[~allowed]).all()
     np.testing.assert_allclose(np.exp(log_probs[allowed]).sum(), 1.0, rtol=1e-5)

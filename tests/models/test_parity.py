@@ -32,7 +32,8 @@ def test_language_model_equals_llama(kv_heads: int, theta: float) -> None:
     hf = transformers.LlamaModel(
         transformers.LlamaConfig(
             vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=kv_heads, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": theta},
+            num_key_value_heads=kv_heads, rms_norm_eps=1e-5, 
+            rope_parameters={"rope_type": "default", "rope_theta": theta},
         )
     ).eval()  # fmt: skip
     config = LanguageConfig(

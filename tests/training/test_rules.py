@@ -36,7 +36,12 @@ def test_flatten_names_leaves_and_unflatten_is_its_inverse() -> None:
 def test_biases_and_norms_do_not_decay() -> None:
     assert rules.find(optimizer.DECAYED, "mllm/language/blocks/q/kernel")
     assert rules.find(optimizer.DECAYED, "adapter/head")
-    for path in ("mllm/vision/blocks/q/bias", "mllm/language/norm/scale", "adapter/embedding", "mllm/vision/position"):
+    for path in (
+        "mllm/vision/blocks/q/bias",
+        "mllm/language/norm/scale",
+        "adapter/embedding",
+        "mllm/vision/position",
+    ):
         assert not rules.find(optimizer.DECAYED, path)
 
 
@@ -44,7 +49,14 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     from ml_collections.config_dict import ConfigDict
 
     config = ConfigDict(
-        {"learning_rate": 3e-4, "warmup": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "max_grad_norm": 1.0}
+        {
+            "learning_rate": 3e-4,
+            "warmup": 0.1,
+            "b1": 0.9,
+            "b2": 0.999,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+        }
     )
     _, schedule = optimizer.build(config, 100)
     rates = [float(schedule(step)) for step in range(101)]

@@ -1,0 +1,105 @@
+"""The main job end to end on real input: ``make demo``, or ``make demo ADAPTERS=all``.
+
+Demonstrations from the scripted experts, the action tokenizer, a tiny policy trained from scratch, its success on start
+and goal configurations it never saw, and a report. Each stage is one of the programs a user would call, in its own
+process; the command is printed. A stage that is done already goes on from where it is: run again, the demo continues.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from mllm_act import report
+from mllm_act.errors import UserError, nearest, run
+from mllm_act.network import ADAPTERS
+
+CHOICE = flags.DEFINE_string("adapters", "rvq", "Adapters to compare, comma-separated, or all.")
+OUT = flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo makes.")
+
+TASKS = "drawer-close-v3,door-close-v3,button-press-topdown-v3,handle-press-v3,window-close-v3"
+HORIZON = 200  # the experts take 50 to 100 steps; the environment's own limit of 500 would triple the evaluation
+
+
+def call(what: str, *command: str) -> None:
+    """Runs one stage, in a process of its own, and tells what it took.
+
+    Raises:
+      UserError: if the stage fails; its own words are above.
+    """
+    shown = shlex.join(["python", *command])
+    print(f"\n=== {what}\n$ {shown}", flush=True)
+    began = time.monotonic()
+    if subprocess.run([sys.executable, *command], check=False).returncode:
+        raise UserError(
+            f"{what}: the command above failed; mend what it says and run the demo again"
+        )
+    print(f"=== {what}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main(_: list[str]) -> None:
+    """Runs the program."""
+    chosen = ADAPTERS if CHOICE.value == "all" else tuple(CHOICE.value.split(","))
+    for adapter in chosen:
+        if adapter not in ADAPTERS:
+            raise UserError(
+                f"--adapters={CHOICE.value}: no adapter {adapter!r}; {nearest(adapter, ADAPTERS)}"
+            )
+    began, out = time.monotonic(), Path(OUT.value)
+    data = out / "data"
+    call(
+        "Demonstrations: scripted experts in MuJoCo, written as RLDS",
+        *f"-m data_pipelines.generate --env=metaworld --tasks={TASKS} --episodes=40 --out={data} --workers=2".split(),
+    )
+    policies = {}
+    for adapter in chosen:
+        policies[adapter] = out / f"policy_{adapter}"
+        train = [
+            *f"-m mllm_act.train --config=configs/policy/metaworld_demo.py:{adapter}".split(),
+            f"--config.data.directory={data}",
+        ]
+        if adapter in ("vq", "rvq"):
+            tokenizer = out / f"tokenizer_{adapter}"
+            call(
+                f"Action tokenizer {adapter}, and the experts' success through it",
+                *f"-m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:{adapter}".split(),
+                f"--config.data={data}",
+                f"--workdir={tokenizer}",
+            )
+            train.append(f"--config.tokenizer={tokenizer}")
+        if (
+            "untrained" not in policies
+        ):  # before training, the head's choice is as good as any other
+            policies = {"untrained": out / "policy_untrained", **policies}
+            call(
+                "An untrained policy",
+                *train,
+                "--config.steps=0",
+                f"--workdir={policies['untrained']}",
+            )
+        call(f"Policy with the {adapter} adapter", *train, f"--workdir={policies[adapter]}")
+    for name, workdir in policies.items():
+        call(
+            f"Success of {name} on unseen configurations",
+            *f"-m mllm_act.evaluate --checkpoint={workdir} --env=metaworld --split=test --horizon={HORIZON}".split(),
+        )
+
+    print("\n" + report.write(out / "report", policies, "test"))
+    best = policies[chosen[-1]]
+    print(f"""
+Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
+  {out}/report/success.png, success.md, training.png    success by task with 95 % intervals; loss and action error
+  {best}/evaluation/test/videos/                        one episode of each task
+  {out}/tokenizer_*/report/                             the tokenizer's precision in physical units, and its replay
+  {best}/checkpoints/                                   the policy: Policy.load("{best}")
+Next:
+  make demo ADAPTERS=all                                all four continuous adapters side by side
+  tensorboard --logdir {out}
+  python -m data_pipelines.generate --env=metaworld --tasks=ml45 --episodes=500 --out=data/metaworld""")
+
+
+if __name__ == "__main__":
+    run(lambda: app.run(main))
