@@ -75,26 +75,35 @@ def generate(
         for task in names
         for episode in range(episodes)
     ]
-    started = time.perf_counter()
     try:
-        drawn = _record(env, seed, jobs, workers)
+        return _complete(record, jobs, workers, out)
     except KeyboardInterrupt:
         done = sum(job.file.exists() for job in jobs)
         raise UserError(
             f"interrupted: {done} of {len(jobs)} episodes are kept in {out / EPISODES}; "
             "the same command continues"
         ) from None
+
+
+def _complete(
+    record: dict[str, Any], jobs: Sequence[Job], workers: int, out: Path
+) -> dict[str, Any]:
+    """Records what is missing, then writes the dataset and the results."""
+    arguments = record["arguments"]
+    started = time.perf_counter()
+    drawn = _record(arguments["env"], arguments["seed"], jobs, workers)
     seconds = time.perf_counter() - started
     summaries = {job: recording.summary(job.file) for job in jobs}
-    record["results"] = results = _results(names, summaries)
+    record["results"] = results = _results(arguments["tasks"], summaries)
     splits: dict[str, list[Path]] = {"train": [], "val": []}
     for job, summary in summaries.items():
         if summary["success"]:
-            splits["val" if is_val(job.episode, episodes) else "train"].append(job.file)
+            split = "val" if is_val(job.episode, arguments["episodes"]) else "train"
+            splits[split].append(job.file)
     for split, files in splits.items():
         if not files:
             raise UserError(f"no episode of split {split} succeeded; ask for more --episodes")
-    _write(env, splits, out)
+    _write(arguments["env"], splits, out)
     _dump(out / RECORD, record)
     shutil.rmtree(out / EPISODES)
     _report(out, results, drawn, seconds, min(workers, len(jobs)))
@@ -191,7 +200,6 @@ def _in_workers(env: str, seed: int, jobs: Iterator[Job], workers: int) -> Itera
 
 def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
     """Lets TFDS write into a folder of its own, then moves its files to ``out``."""
-    print("writing RLDS ...")
     staging = out / EPISODES / "rlds"
     shutil.rmtree(staging, ignore_errors=True)
     builder = importlib.import_module(f"data_pipelines.{env}.builder")

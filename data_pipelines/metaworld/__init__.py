@@ -1,0 +1,1 @@
+"""Meta-World demonstrations as a TFDS dataset."""

@@ -4,6 +4,7 @@ Not for use by hand: ``python -m data_pipelines.generate --env=metaworld`` recor
 has a folder of its own because TFDS looks for a dataset's metadata in the builder's folder.
 """
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipelines import (
     recording,
@@ -42,7 +44,10 @@ class Metaworld(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del download
-        return {split: map(_example, files) for split, files in self._files.items()}
+        return {
+            split: map(_example, tqdm(files, desc=f"writing {split}", unit="episode"))
+            for split, files in self._files.items()
+        }
 
     def _generate_examples(self, **_: Any) -> Any:
         raise NotImplementedError("the splits are generators already")
@@ -127,5 +132,6 @@ def write(splits: Mapping[str, Sequence[Path]], directory: Path) -> Path:
     tfds.disable_progress_bar()
     builder = Metaworld(splits=splits, data_dir=directory)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder.download_and_prepare(download_config=config)
+    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
+        builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)

@@ -143,12 +143,17 @@ class MetaWorldEnv:
     def _observe(self) -> EnvObservation:
         images = {}
         if self._renderer is not None:
-            for site, position in self._simulator._target_site_config:
+            for site, position in self._goal_markers():
                 self._simulator.data.site(site).xpos = position[:3]
             for camera in SPEC.cameras:
                 picture = self._renderer.render(self._simulator.model, self._simulator.data, camera)
                 images[camera] = np.ascontiguousarray(picture[::-1, ::-1])
         return {"images": images, "proprio": self._state[:4].astype(np.float32)}
+
+    def _goal_markers(self) -> list[tuple[str, np.ndarray]]:
+        if self._task == "pick-out-of-hole-v3":  # Meta-World has it at one place for all goals
+            return [("goal", self._simulator._target_pos)]
+        return list(self._simulator._target_site_config)
 
     def close(self) -> None:
         """Frees the simulator; ``reset`` makes a new one."""

@@ -7,8 +7,10 @@ of that name that are alive: a new task then costs 0.07 s and 70 MB, against 0.3
 these take nine tenths of the time (10 frames/s with them, over 100 without).
 """
 
+import atexit
 import functools
 import os
+import sys
 import weakref
 from typing import Any
 
@@ -41,17 +43,28 @@ def import_mujoco() -> Any:
     return mujoco
 
 
+def _refuse_tensorflow() -> None:
+    """With TensorFlow in the process, Mesa's software renderer ends in a segmentation fault, as soon
+    as it compiles a shader (both bring an LLVM). JAX and PyTorch do no harm.
+    """
+    if "tensorflow" in sys.modules:
+        raise UserError(
+            "cannot render in a process that has imported TensorFlow (it would crash); "
+            "render in worker processes: mllm_act.envs.workers.EnvPool"
+        )
+
+
 @functools.cache
 def _gl_context() -> Any:
     """Starts OpenGL, once a process."""
     mujoco = import_mujoco()
+    mujoco.GLContext._context = None  # or its destructor complains where its constructor failed
     try:
-        context = mujoco.GLContext(
-            1, 1
-        )  # size is of no meaning: frames go to a buffer of the model's own
+        context = mujoco.GLContext(1, 1)  # the size means nothing to EGL
         context.make_current()
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
-        raise UserError(NO_EGL.format(error)) from error
+        raise UserError(NO_EGL.format(str(error).partition(".")[0])) from None
+    atexit.register(context.free)  # before the modules that it needs are gone
     return context
 
 
@@ -64,13 +77,13 @@ class Renderer:
         """Uploads the model's meshes and textures. Sets the model's quality settings
         (multi-sampling, buffer size).
         """
+        _refuse_tensorflow()
         self._gl = _gl_context()
         self._mujoco = mujoco = import_mujoco()
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -84,6 +97,7 @@ class Renderer:
         """Returns uint8[size, size, 3] of the state ``data``, first row first, as the camera is
         mounted.
         """
+        _refuse_tensorflow()
         mujoco = self._mujoco
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -91,6 +105,8 @@ class Renderer:
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._scene)
         self._gl.make_current()
+        # Each time: another renderer of this process may have bound a frame buffer of its own.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self._size, self._size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)

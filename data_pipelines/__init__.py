@@ -1,0 +1,1 @@
+"""Demonstrations: generated from simulators, stored as RLDS, read as batches."""
