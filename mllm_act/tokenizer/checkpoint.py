@@ -1,58 +1,56 @@
-"""A trained tokenizer from its run's folder, for the policy's second stage and for reports."""
+"""A tokenizer's checkpoint: enough to resume its training, and enough to encode and decode."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.training import checkpoint, rules
-from mllm_act.training.checkpoint import Checkpointer
+from mllm_act.training import rules
+from mllm_act.training.checkpoint import Checkpointer, find
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A tokenizer as stage one left it.
+class LoadedTokenizer:
+    """A trained tokenizer with what it needs in use."""
 
-    Attributes:
-      model: the frozen autoencoder.
-      statistics: of the actions it was trained on; they normalise what it encodes.
-      meta: the checkpoint's JSON document.
-    """
-
+    config: TokenizerConfig
+    statistics: Statistics  # the actions it was trained on were normalised with these
     model: ActionTokenizer
-    statistics: Statistics
-    meta: dict[str, Any]
-
-    @property
-    def config(self) -> TokenizerConfig:
-        """The sizes."""
-        return self.model.config
+    metadata: dict[str, Any]  # the environment's: action names, units, scale
+    workdir: Path
+    step: int
 
 
-def load(path: Path) -> Trained:
-    """Loads the newest checkpoint of ``train_tokenizer``'s workdir.
+def variables(model: ActionTokenizer) -> dict[str, jax.Array]:
+    """All variables of a tokenizer by path: the ``model`` item of its checkpoints."""
+    return rules.flatten(nnx.to_pure_dict(nnx.state(model)))
 
-    The checkpoint's ``meta`` holds ``tokenizer`` (a ``TokenizerConfig``) and ``statistics``; its item ``model`` holds
-    the tokenizer's arrays by path (``rules.flatten``).
+
+def load(path: Path) -> LoadedTokenizer:
+    """Loads the newest tokenizer of a workdir of ``mllm_act.train_tokenizer`` (or one step of it).
 
     Raises:
-      UserError: if there is no whole checkpoint, or it is not a tokenizer's.
+      UserError: if there is no whole checkpoint, or what is there is no tokenizer's.
     """
-    workdir, step = checkpoint.find(path)
+    workdir, step = find(Path(path))
     with Checkpointer(workdir) as checkpoints:
         meta = checkpoints.meta(step)
-        for key in ("tokenizer", "statistics"):
+        for key in ("tokenizer", "statistics", "metadata"):
             if key not in meta:
                 raise UserError(
-                    f"{workdir}/checkpoints/{step}: expected {key!r} in it, found {sorted(meta)}; "
-                    "name a folder of python -m mllm_act.train_tokenizer"
+                    f"{workdir}/checkpoints/{step}: expected the key {key!r} in its meta, found "
+                    f"{', '.join(sorted(meta))}; pass the workdir of mllm_act.train_tokenizer"
                 )
-        model = ActionTokenizer(TokenizerConfig(**meta["tokenizer"]), rngs=nnx.Rngs(0))
-        state = nnx.state(model)
-        restored = checkpoints.restore(step, {"model": rules.flatten(state)})
-        nnx.update(model, rules.unflatten(restored["model"], like=state))
-    return Trained(model, Statistics.from_dict(meta["statistics"]), meta)
+        config = TokenizerConfig(**meta["tokenizer"])
+        model = ActionTokenizer(config, rngs=nnx.Rngs(0))
+        restored = checkpoints.restore(step, {"model": variables(model)})["model"]
+    like = nnx.to_pure_dict(nnx.state(model))
+    nnx.update(model, nnx.State(rules.unflatten(restored, like)))
+    statistics = Statistics.from_json(json.dumps(meta["statistics"]))
+    return LoadedTokenizer(config, statistics, model, meta["metadata"], workdir, step)

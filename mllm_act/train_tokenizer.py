@@ -1,0 +1,184 @@
+"""Trains an action tokenizer on the actions of an RLDS dataset.
+
+    python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq --workdir=DIR \
+        [--config.a.b=value ...]
+
+Run again with the same command, it goes on from the newest checkpoint in ``--workdir``, bit for bit.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections.config_dict import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines import rlds
+from data_pipelines.episodes import read_actions
+from data_pipelines.statistics import statistics as dataset_statistics
+from mllm_act import config as configuration
+from mllm_act.errors import UserError
+from mllm_act.tokenizer import checkpoint, report, training
+from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.training import optimizer, rules
+from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.training.metrics import MetricsWriter
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Runs the program."""
+    # ---- data ---------------------------------------------------------------------------------
+    dataset = rlds.open_dataset(config.data.directory)
+    statistics = dataset_statistics(dataset)
+    actions = np.asarray(statistics.normalize_action(read_actions(dataset, "train").action))
+    held_out = read_actions(dataset, "val").action
+    batch_size = config.data.batch_size
+    steps = config.steps
+    if steps is None:
+        steps = max(1, round(config.epochs * len(actions) / batch_size))
+    _check(config, steps)
+
+    # ---- model and state ----------------------------------------------------------------------
+    sizes = TokenizerConfig(action_dim=dataset.action_dim, **config.tokenizer)
+    model = ActionTokenizer(sizes, rngs=nnx.Rngs(config.seed))
+    settings = training.TrainingConfig(batch_size=batch_size, seed=config.seed, **config.quantizer)
+    tx, learning_rate = optimizer.build(config.optimizer, steps)
+    update = training.make_update(model, tx, settings)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    state = training.initial_state(model, actions, tx, settings)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+    # ---- restore ------------------------------------------------------------------------------
+    meta = canonical(
+        {
+            "tokenizer": dataclasses.asdict(sizes),
+            "statistics": dataclasses.asdict(statistics),
+            "metadata": dict(dataset.metadata),
+            "config": configuration.to_json(config),
+            "provenance": provenance(),
+        }
+    )
+    checkpoints = Checkpointer(workdir)
+    first = checkpoints.latest_step or 0
+    if first:
+        _check_same_run(checkpoints.meta(first), meta, workdir)
+        like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
+        saved = checkpoints.restore(first, like)
+        nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))
+        state = training.TrainingState(
+            params=nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+            codebooks=model.quantizer_state,
+            optimizer=rules.unflatten(saved["optimizer"], like=state.optimizer),
+            step=jax.device_put(np.int32(first), NamedSharding(mesh, PartitionSpec())),
+        )
+        print(f"Going on from step {first} of {steps} in {workdir}")
+
+    # ---- loop ---------------------------------------------------------------------------------
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    spread = np.linspace(0, len(held_out) - 1, min(config.validation_actions, len(held_out)))
+    validation = held_out[spread.astype(int)]
+    with checkpoints, MetricsWriter(workdir, first) as writer:
+        bar = tqdm(initial=first, total=steps, desc="train tokenizer", unit="update")
+        for start in range(first, steps, config.log_every):
+            count = min(config.log_every, steps - start)
+            index = training.batch_indices(len(actions), batch_size, start, count, config.seed)
+            batch = actions[index[:, jax.process_index() :: jax.process_count()]]
+            state, metrics = update(state, jax.make_array_from_process_local_data(sharding, batch))
+            scalars = jax.device_get(metrics)
+            _check_finite(scalars["loss"], start, checkpoints)
+            step = start + count
+            bar.update(count)
+            bar.set_postfix(reconstruction=f"{scalars['reconstruction'][-1]:.5f}")
+            training.store(state, model)
+            scores = report.score(model, statistics, dataset.metadata, validation)
+            writer.write(
+                step,
+                {f"train/{name}": float(values.mean()) for name, values in scalars.items()}
+                | {"train/learning_rate": float(learning_rate(step - 1))}
+                | {f"val/{name}": value for name, value in scores.items()},
+            )
+            if step % config.checkpoint_every == 0 or step == steps:
+                items = {
+                    "model": _variables(state, model),
+                    "optimizer": rules.flatten(state.optimizer),
+                }
+                checkpoints.save(step, items, {**meta, "step": step})
+        bar.close()
+    if jax.process_index() == 0:
+        precision = report.precision(model, statistics, dataset.metadata, held_out)
+        report.write_precision(precision, workdir / "report")
+        print(report.as_table(precision))
+        print(f"Trained {steps} updates. The table and its plot are in {workdir / 'report'}")
+        print(
+            f"Next: python -m mllm_act.tokenizer.report --checkpoint={workdir}  (replay success), "
+            f"or python -m mllm_act.train --config.tokenizer={workdir} ..."
+        )
+
+
+def _variables(state: training.TrainingState, model: ActionTokenizer) -> dict[str, jax.Array]:
+    training.store(state, model)
+    return checkpoint.variables(model)
+
+
+def _tree(model: ActionTokenizer) -> Any:
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def _check(config: ConfigDict, steps: int) -> None:
+    if config.checkpoint_every % config.log_every:
+        raise UserError(
+            f"config.checkpoint_every: expected a multiple of config.log_every "
+            f"({config.log_every}), found {config.checkpoint_every}"
+        )
+    if config.data.batch_size % jax.device_count():
+        raise UserError(
+            f"config.data.batch_size: expected a multiple of the {jax.device_count()} devices, "
+            f"found {config.data.batch_size}"
+        )
+    if steps < 1:
+        raise UserError(f"config.steps: expected at least 1, found {steps}")
+
+
+def _check_finite(losses: np.ndarray, start: int, checkpoints: Checkpointer) -> None:
+    if np.isfinite(losses).all():
+        return
+    step = start + int(np.argmin(np.isfinite(losses))) + 1
+    checkpoints.wait()
+    last = checkpoints.latest_step
+    raise UserError(
+        f"step {step}: expected a finite loss, found {losses[step - start - 1]}; the last good "
+        f"checkpoint is {'none' if last is None else checkpoints.directory / str(last)}; "
+        "try a lower --config.optimizer.learning_rate"
+    )
+
+
+def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
+    """Raises UserError if a resumed run's config or data differ: it could not go on bit for bit."""
+    if "tokenizer" not in saved:
+        raise UserError(
+            f"{workdir}: expected a tokenizer's checkpoints there, found another program's; "
+            "use another --workdir"
+        )
+    for part, free in (("config", ("checkpoint_every", "validation_actions", "data")),
+                       ("statistics", ()), ("tokenizer", ())):  # fmt: skip
+        for key in sorted(saved[part].keys() | now[part].keys()):
+            before, after = saved[part].get(key), now[part].get(key)
+            if key not in free and before != after:
+                raise UserError(
+                    f"{workdir}: {part}.{key}: expected {before!r} as in the checkpoint there, "
+                    f"found {after!r}; use the same to go on, or another --workdir"
+                )
+    before, after = (meta["config"]["data"]["batch_size"] for meta in (saved, now))
+    if before != after:
+        raise UserError(
+            f"{workdir}: config.data.batch_size: expected {before} as in the checkpoint there, "
+            f"found {after}; use the same to go on, or another --workdir"
+        )
+
+
+if __name__ == "__main__":
+    configuration.run_with_config(main, default="configs/tokenizer/metaworld.py:rvq")
