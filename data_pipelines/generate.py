@@ -248,7 +248,7 @@ def _report(out: Path, results: dict[str, Any], drawn: int, seconds: float, work
         print(f"left out, no success in {recording.MAX_ATTEMPTS} attempts: {failed}")
     print(
         "next: python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq "
-        f"--config.data.path={out} --workdir=runs/tokenizer"
+        f"--config.data.directory={out} --workdir=runs/tokenizer"
     )
 
 
