@@ -66,13 +66,7 @@ class _Share:
     first: list[int]
 
 
-def _share(dataset: Dataset, split: Split, process_index: int, process_count: int) -> _Share:
-    if len(split.files) < process_count:
-        raise UserError(
-            f"{dataset.directory}: split {split.name!r}: expected at least one file for each of "
-            f"{process_count} processes, found {len(split.files)}; start at most that many "
-            "processes, or write the dataset anew in more files"
-        )
+def _share(split: Split, process_index: int, process_count: int) -> _Share:
     first = np.cumsum((0, *split.episodes))[:-1]
     return _Share(
         files=[str(file) for file in split.files[process_index::process_count]],
@@ -192,7 +186,13 @@ class TrainBatches(Iterator[Batch]):
         """
         self._dataset = dataset
         self._split = dataset.split(split)
-        self._share = _share(dataset, self._split, process_index, process_count)
+        if len(self._split.files) < process_count:
+            raise UserError(
+                f"{dataset.directory}: split {split!r}: expected at least one file for each of "
+                f"{process_count} processes, found {len(self._split.files)}; start at most that "
+                "many processes, or write the dataset anew in more files (TFDS max_shard_size)"
+            )
+        self._share = _share(self._split, process_index, process_count)
         self._batch_size = batch_size
         self._context, self._seed, self._shuffle_mb = context, seed, shuffle_mb
         self._settings: dict[str, Any] = {
@@ -299,7 +299,7 @@ class EvalBatches:
 
     Windows start at each episode's first step. The last batch is filled up with windows of zeros
     whose mask is False, and where there are several processes, all have the same number of batches
-    (``len``), so that none waits for another in a collective step.
+    (``len``), so that none waits for another in a collective step; one without a file has only such.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ class EvalBatches:
         """Reads the split once, without images, to count. Raises ``UserError`` as above."""
         self._dataset = dataset
         self._split = dataset.split(split)
-        self._share = _share(dataset, self._split, process_index, process_count)
+        self._share = _share(self._split, process_index, process_count)
         self._batch_size, self._context = batch_size, context
         windows = -(-read_actions(dataset, split).lengths // context)
         ends = np.cumsum(self._split.episodes)
@@ -328,7 +328,7 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         windows = (
-            tf.data.TFRecordDataset(self._share.files)
+            tf.data.TFRecordDataset(tf.constant(self._share.files, tf.string))
             .map(lambda record: _cut(record, self._dataset, tf.constant(0), self._context))
             .unbatch()
         )

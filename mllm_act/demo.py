@@ -5,20 +5,16 @@ and goal configurations it never saw, and a report. Each stage is one of the pro
 process; the command is printed. A stage that is done already goes on from where it is: run again, the demo continues.
 """
 
+import argparse
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
-
 from mllm_act import report
 from mllm_act.errors import UserError, nearest, run
 from mllm_act.network import ADAPTERS
-
-CHOICE = flags.DEFINE_string("adapters", "rvq", "Adapters to compare, comma-separated, or all.")
-OUT = flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo makes.")
 
 TASKS = "drawer-close-v3,door-close-v3,button-press-topdown-v3,handle-press-v3,window-close-v3"
 HORIZON = 200  # the experts take 50 to 100 steps; the environment's own limit of 500 would triple the evaluation
@@ -40,15 +36,23 @@ def call(what: str, *command: str) -> None:
     print(f"=== {what}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Runs the program."""
-    chosen = ADAPTERS if CHOICE.value == "all" else tuple(CHOICE.value.split(","))
+    parser = argparse.ArgumentParser(
+        prog="python -m mllm_act.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--adapters", default="rvq", help="comma-separated, or all (default: rvq)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    args = parser.parse_args()
+    chosen = ADAPTERS if args.adapters == "all" else tuple(args.adapters.split(","))
     for adapter in chosen:
         if adapter not in ADAPTERS:
             raise UserError(
-                f"--adapters={CHOICE.value}: no adapter {adapter!r}; {nearest(adapter, ADAPTERS)}"
+                f"--adapters={args.adapters}: no adapter {adapter!r}; {nearest(adapter, ADAPTERS)}"
             )
-    began, out = time.monotonic(), Path(OUT.value)
+    began, out = time.monotonic(), args.out
     data = out / "data"
     call(
         "Demonstrations: scripted experts in MuJoCo, written as RLDS",
@@ -66,7 +70,7 @@ def main(_: list[str]) -> None:
             call(
                 f"Action tokenizer {adapter}, and the experts' success through it",
                 *f"-m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:{adapter}".split(),
-                f"--config.data={data}",
+                f"--config.data.directory={data}",
                 f"--workdir={tokenizer}",
             )
             train.append(f"--config.tokenizer={tokenizer}")
@@ -102,4 +106,4 @@ Next:
 
 
 if __name__ == "__main__":
-    run(lambda: app.run(main))
+    run(main)

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 
 from absl import logging
@@ -24,6 +25,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run(program: Callable[[], None]) -> None:
     """Runs a program's main; a ``UserError`` ends it with one line on stderr and exit status 1."""
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell of every step at the level below
+    # JAX warns of any fork; the programs started here (git, ffmpeg) replace the forked process at once.
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     try:
         program()
     except UserError as error:

@@ -8,6 +8,7 @@ seed), ``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and 
 The same seed gives the same figures.
 """
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -19,7 +20,6 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from absl import app, flags
 from tqdm import tqdm
 
 from mllm_act import envs
@@ -28,26 +28,6 @@ from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, nearest, run
 from mllm_act.intervals import wilson
 from mllm_act.policy import Policy
-
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's folder, or one step's folder in it.", required=True
-)
-ENV = flags.DEFINE_string("env", "metaworld", "The environment.")
-SPLIT = flags.DEFINE_string("split", "test", "Which start/goal configurations: train or test.")
-TASKS = flags.DEFINE_string(
-    "tasks", None, "Task names or groups, comma-separated; by default those trained on."
-)
-EPISODES = flags.DEFINE_integer("episodes", 1, "Episodes for each configuration of each task.")
-HORIZON = flags.DEFINE_integer(
-    "horizon", None, "Most steps of an episode; by default the environment's own."
-)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the first episode of each configuration.")
-ENVS = flags.DEFINE_integer("envs", 16, "Simulators stepped together: the policy's batch.")
-WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count() or 1, "Worker processes that the simulators are spread over."
-)
-VIDEOS = flags.DEFINE_bool("videos", True, "Whether to write a video of each task's first episode.")
-OUT = flags.DEFINE_string("out", None, "Output folder; by default CHECKPOINT/evaluation/SPLIT.")
 
 
 @dataclasses.dataclass
@@ -173,51 +153,84 @@ def write(
             os.replace(partial / name, out / name)
 
 
-def main(_: list[str]) -> None:
+def arguments() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mllm_act.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a run's folder, or one step's folder in it")
+    add("--env", default="metaworld", help="the environment (default: metaworld)")
+    add("--split", default="test", help="start/goal configurations: train or test (default: test)")
+    add("--tasks", help="task names or groups, comma-separated (default: those trained on)")
+    add("--episodes", type=int, default=1, help="episodes a configuration and task (default: 1)")
+    add("--horizon", type=int, help="most steps of an episode (default: the environment's own)")
+    add("--seed", type=int, default=0, help="of the first episode of a configuration (default: 0)")
+    add(
+        "--envs",
+        type=int,
+        default=16,
+        help="simulators stepped together, the policy's batch (default: 16)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="simulator processes (default: one a core)",
+    )
+    add("--no-videos", action="store_true", help="write no video of each task's first episode")
+    add("--out", type=Path, help="output folder (default: CHECKPOINT/evaluation/SPLIT)")
+    return parser
+
+
+def main() -> None:
     """Runs the program."""
-    spec = envs.spec(ENV.value)
-    if SPLIT.value not in envs.SPLITS:
+    args = arguments().parse_args()
+    spec = envs.spec(args.env)
+    if args.split not in envs.SPLITS:
         raise UserError(
-            f"--split={SPLIT.value}: no such split of {ENV.value}; {nearest(SPLIT.value, envs.SPLITS)}"
+            f"--split={args.split}: no such split of {args.env}; {nearest(args.split, envs.SPLITS)}"
         )
-    if EPISODES.value < 1 or ENVS.value < 1:
-        raise UserError(
-            f"--episodes and --envs: expected at least 1, found {EPISODES.value} and {ENVS.value}"
-        )
-    policy = Policy.load(CHECKPOINT.value)
+    for key in ("episodes", "envs", "workers", "horizon"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise UserError(f"--{key}: expected at least 1, found {value}")
+    policy = Policy.load(args.checkpoint)
     trained_on = policy.meta["dataset"]
-    if trained_on["name"] != ENV.value:
+    if trained_on["name"] != args.env:
         raise UserError(
-            f"--env={ENV.value}: expected {trained_on['name']!r}, which {CHECKPOINT.value} was trained on; "
+            f"--env={args.env}: expected {trained_on['name']!r}, which {args.checkpoint} was trained on; "
             "evaluate it there"
         )
-    tasks = envs.select_tasks(ENV.value, TASKS.value or ",".join(trained_on["tasks"]))
-    horizon = HORIZON.value or spec.horizon
+    tasks = envs.select_tasks(args.env, args.tasks or ",".join(trained_on["tasks"]))
+    horizon = args.horizon or spec.horizon
     episodes = [
-        Episode(Job(task, configuration, SEED.value + repeat))
+        Episode(Job(task, configuration, args.seed + repeat))
         for task in tasks
-        for repeat in range(EPISODES.value)
-        for configuration in envs.SPLITS[SPLIT.value]
+        for repeat in range(args.episodes)
+        for configuration in envs.SPLITS[args.split]
     ]
-    if VIDEOS.value:
+    if not args.no_videos:
         for task in tasks:
             next(e for e in episodes if e.job.task == task).frames = []
-    with EnvPool(ENV.value, min(ENVS.value, len(episodes)), WORKERS.value) as pool:
+    with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
         rollout(policy, pool, episodes, horizon)
 
     rows = summarize(episodes)
-    out = Path(OUT.value) if OUT.value else Path(CHECKPOINT.value) / "evaluation" / SPLIT.value
+    out = args.out or args.checkpoint / "evaluation" / args.split
     summary = {
-        "checkpoint": str(Path(CHECKPOINT.value).resolve()), "step": policy.meta["step"], "env": ENV.value,
-        "adapter": policy.meta["network"]["adapter"], "split": SPLIT.value, "seed": SEED.value, "horizon": horizon,
-        "envs": ENVS.value, "tasks": rows,
+        "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
+        "adapter": policy.meta["network"]["adapter"], "split": args.split, "seed": args.seed,
+        "horizon": horizon, "envs": args.envs, "tasks": rows,
     }  # fmt: skip
     write(out, episodes, rows, summary, spec.control_hz)
     print(table(rows))
     print(
-        f"Wrote episodes.csv, tasks.csv, summary.json{' and videos/' if VIDEOS.value else ''} to {out}"
+        f"Wrote episodes.csv, tasks.csv, summary.json{'' if args.no_videos else ' and videos/'} to {out}"
     )
 
 
 if __name__ == "__main__":
-    run(lambda: app.run(main))
+    run(main)

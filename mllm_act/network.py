@@ -16,7 +16,7 @@ from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
 from mllm_act.batch import Batch
 from mllm_act.errors import UserError, nearest
 from mllm_act.models import presets
-from mllm_act.models.mllm import MLLM
+from mllm_act.models.mllm import HISTORIES, MLLM
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 
@@ -119,6 +119,10 @@ def build(
     Raises:
       UserError: if the preset or the adapter does not exist.
     """
+    if description.history not in HISTORIES:
+        raise UserError(
+            f"history: expected one of {', '.join(HISTORIES)}, found {description.history!r}"
+        )
     preset = presets.get(description.preset, description.cameras, description.history)
     mllm = MLLM(preset.model, rngs)
     first_token = preset.model.language.action_tokens

@@ -6,21 +6,18 @@ Reads what ``evaluate`` and ``train`` left in each folder; writes ``success.csv`
 ``training.png``.
 """
 
+import argparse
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from absl import app, flags
 
 from mllm_act.errors import UserError, run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-
-OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
-SPLIT = flags.DEFINE_string("split", "test", "Which evaluation of the policies to read.")
 
 
 def read_summary(workdir: Path, split: str) -> dict[str, Any]:
@@ -159,13 +156,22 @@ def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
     return text
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Runs the program."""
-    runs = [argument.partition("=") for argument in arguments[1:]]
-    if not runs or not all(workdir for _, _, workdir in runs):
-        raise UserError(f"expected NAME=RUN arguments after the flags, found {arguments[1:]}")
-    print(write(Path(OUT.value), {name: Path(workdir) for name, _, workdir in runs}, SPLIT.value))
+    parser = argparse.ArgumentParser(
+        prog="python -m mllm_act.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--split", default="test", help="which evaluation to read (default: test)")
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="name and folder of a policy")
+    args = parser.parse_args()
+    named = [run.partition("=") for run in args.runs]
+    if not all(workdir for _, _, workdir in named):
+        raise UserError(f"expected NAME=RUN arguments, found {' '.join(args.runs)}")
+    print(write(args.out, {name: Path(workdir) for name, _, workdir in named}, args.split))
 
 
 if __name__ == "__main__":
-    run(lambda: app.run(main))
+    run(main)

@@ -6,6 +6,7 @@ Run again with the same command, it goes on from the newest checkpoint in ``--wo
 """
 
 import dataclasses
+import functools
 import time
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
 
@@ -37,6 +39,8 @@ from mllm_act.training.metrics import MetricsWriter
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the program."""
     # ---- data ---------------------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    _check(config, mesh)
     dataset = rlds.open_dataset(config.data.directory)
     statistics = dataset_statistics(dataset)
     batch_size = config.data.batch_size // jax.process_count()
@@ -93,7 +97,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         preset.model.language.action_tokens,
         config.prompt_tokens,
     )
-    mesh = sharding.make_mesh(config.mesh)
+    prompt.tokens(statistics.instructions)  # one that is too long is told of now
     graph, trained, frozen = rules.split(network, preset.trained)
     print("What is trained:\n" + rules.table(trained, frozen))
 
@@ -136,7 +140,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
         updates, optimizer_state = tx.update(gradients, state["optimizer"], state["trained"])
         trained = optax.apply_updates(state["trained"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), **metrics}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **metrics}
         return {**state, "trained": trained, "optimizer": optimizer_state}, metrics
 
     def validate(state: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
@@ -261,6 +265,25 @@ def _average(scores: list[tuple[dict[str, jax.Array], int]]) -> dict[str, float]
     """Averages scores with their weights."""
     total = sum(weight for _, weight in scores)
     return {name: sum(float(s[name]) * w for s, w in scores) / total for name in scores[0][0]}
+
+
+def _check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for numbers that cannot be."""
+    for key in (
+        "data.context",
+        "data.batch_size",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+    ):
+        value = functools.reduce(getattr, key.split("."), config)
+        if value < 1:
+            raise UserError(f"config.{key}: expected at least 1, found {value}")
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"config.data.batch_size: expected a multiple of mesh data x fsdp = {parts}, found {config.data.batch_size}"
+        )
 
 
 def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:

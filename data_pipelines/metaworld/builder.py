@@ -131,7 +131,8 @@ def write(splits: Mapping[str, Sequence[Path]], directory: Path) -> Path:
     """Writes the dataset below ``directory``, returns its folder. Equal input, equal bytes."""
     tfds.disable_progress_bar()
     builder = Metaworld(splits=splits, data_dir=directory)
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # Files small enough that the processes of a large run have some each, and a shuffle mixes many.
+    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
     with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
         builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)

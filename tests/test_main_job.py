@@ -1,0 +1,174 @@
+"""The main job at its smallest, all real: experts in MuJoCo, RLDS, tokenizer, policy, roll-out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from data_pipelines import pipeline, rlds
+from mllm_act import config as configuration
+from mllm_act import evaluate, report, train, train_tokenizer
+from mllm_act.envs.base import Job
+from mllm_act.envs.workers import EnvPool
+from mllm_act.errors import UserError
+from mllm_act.policy import Policy
+from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
+from mllm_act.training import checkpoint
+
+ROOT = Path(__file__).parent.parent
+TASKS = ("drawer-close-v3", "handle-press-v3")
+
+
+def configure(file: str, **overrides: Any) -> Any:
+    config = configuration.load(str(ROOT / "configs" / file))
+    for key, value in overrides.items():
+        node, _, name = key.rpartition(".")
+        (config[node] if node else config)[name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs demonstrations, tokenizer and policy once; the tests look at what they left."""
+    home = tmp_path_factory.mktemp("job")
+    words = f"-m data_pipelines.generate --env=metaworld --tasks={','.join(TASKS)} --episodes=2 --workers=2"
+    command = [sys.executable, *words.split(), f"--out={home / 'data'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    train_tokenizer.main(
+        configure(
+            "tokenizer/metaworld.py:rvq",
+            **{
+                "data.directory": str(home / "data"),
+                "data.batch_size": 32,
+                "steps": 10,
+                "log_every": 5,
+            },
+            **{
+                "checkpoint_every": 10,
+                "tokenizer.hidden": 32,
+                "tokenizer.width": 16,
+                "tokenizer.codes": 16,
+            },
+            **{"replay": False},
+        ),
+        home / "tokenizer",
+    )
+    train.main(
+        configure(
+            "policy/metaworld.py:rvq",
+            **{
+                "data.directory": str(home / "data"),
+                "data.batch_size": 4,
+                "steps": 3,
+                "log_every": 1,
+            },
+            **{"tokenizer": str(home / "tokenizer"), "checkpoint_every": 3, "validate_every": 3},
+        ),
+        home / "policy",
+    )
+    return home
+
+
+def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimizer_state(
+    home: Path,
+) -> None:
+    tokenizer = tokenizer_checkpoint.load(home / "tokenizer")
+    workdir, step = checkpoint.find(home / "policy")
+    read = ocp.StandardCheckpointer().restore
+    frozen = read(workdir / "checkpoints" / str(step) / "frozen")
+    expected = tokenizer_checkpoint.variables(tokenizer.model)
+    assert {f"adapter/tokenizer/{name}" for name in expected} == frozen.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(frozen[f"adapter/tokenizer/{name}"], array, err_msg=name)
+    optimizer = read(workdir / "checkpoints" / str(step) / "optimizer")
+    assert not [name for name in optimizer if "tokenizer" in name]
+    assert [name for name in optimizer if "adapter/head" in name]
+
+
+def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home: Path) -> None:
+    """Frame by frame through the policy's memory equals whole windows through the network."""
+    policy = Policy.load(home / "policy")
+    dataset = rlds.open_dataset(home / "data")
+    length = 5
+    [episode, *_] = pipeline.EvalBatches(dataset, "train", batch_size=1, context=length)
+    [text] = [text.decode() for text in episode["instruction"]]
+    memory = policy.start(batch=1)
+    acted = []
+    for t in range(length):
+        images = {camera: frames[:, t] for camera, frames in episode["images"].items()}
+        first = np.array([t == 0])
+        action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
+        acted.append(action[0])
+
+    network = nnx.merge(policy._graph, policy._parameters)
+    ids, exists = policy.prompt.tokens([text])
+    for t in range(length):
+        start = max(0, t + 1 - policy.context)
+        images = {c: jnp.array(frames[:, start : t + 1]) for c, frames in episode["images"].items()}
+        latents = network.mllm.latents(images)
+        mask = jnp.ones(latents.shape[:2], bool)
+        past = network.adapter.encode(jnp.array(episode["action"][:, start : t + 1]))
+        tokens = network.act(ids, exists, latents, mask, jnp.array(episode["proprio"][:, t]), past)
+        np.testing.assert_allclose(acted[t], network.adapter.decode(tokens)[0], atol=1e-5)
+
+
+def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
+    home: Path, tmp_path: Path
+) -> None:
+    policy = Policy.load(home / "policy")
+    found = []
+    for workers in (1, 2):
+        episodes = [evaluate.Episode(Job(task, c, 0)) for task in TASKS for c in (40, 41)]
+        episodes[0].frames = []
+        with EnvPool("metaworld", 2, workers) as pool:
+            evaluate.rollout(policy, pool, episodes, horizon=6)
+        found.append([(e.job, e.steps, e.success) for e in episodes])
+        assert all(e.success or e.steps == 6 for e in episodes)
+    assert found[0] == found[1]
+    rows = evaluate.summarize(episodes)
+    assert [row["task"] for row in rows] == [*TASKS, "mean"] and rows[-1]["episodes"] == 4
+    out = tmp_path / "run" / "evaluation" / "test"
+    evaluate.write(out, episodes, rows, {"tasks": rows}, fps=80)
+    assert (out / "videos" / f"{TASKS[0]}.mp4").stat().st_size > 1000
+    assert len((out / "episodes.csv").read_text().splitlines()) == 5
+    assert json.loads((out / "summary.json").read_text())["tasks"] == rows
+    text = report.write(tmp_path / "report", {"rvq": tmp_path / "run"}, "test")
+    assert TASKS[1] in text and (tmp_path / "report" / "success.png").stat().st_size > 1000
+
+
+def test_same_actions_in_other_batches(home: Path) -> None:
+    """What other episodes share the batch does not change an action."""
+    policy = Policy.load(home / "policy")
+    rng = np.random.default_rng(0)
+    images = {"corner4": rng.integers(0, 256, (4, 200, 200, 3), np.uint8)}
+    proprio = rng.normal(size=(4, 4)).astype(np.float32)
+    first, texts = np.ones(4, bool), ["Close the drawer."] * 4
+    together, _ = policy.act(images, proprio, texts, first, policy.start(4))
+    alone, _ = policy.act(
+        {"corner4": images["corner4"][2:3]}, proprio[2:3], texts[:1], first[:1], policy.start(1)
+    )
+    np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
+
+
+def test_wrong_images_are_refused(home: Path) -> None:
+    policy = Policy.load(home / "policy")
+    for images in (
+        {"front": np.zeros((1, 8, 8, 3), np.uint8)},
+        {"corner4": np.zeros((1, 8, 8, 3))},
+    ):
+        with pytest.raises(UserError, match=r"images\['corner4'\]: expected uint8"):
+            policy.act(images, np.zeros((1, 4)), [""], np.array([True]), policy.start(1))
+
+
+def test_a_tokenizers_folder_is_no_policy(home: Path) -> None:
+    with pytest.raises(UserError, match="expected 'network'"):
+        Policy.load(home / "tokenizer")
+    with pytest.raises(UserError, match="found no whole checkpoint"):
+        Policy.load(home / "data")

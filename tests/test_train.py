@@ -1,0 +1,169 @@
+"""The training program: resume after a kill, NaN, several devices, bad input. Real processes and files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mllm_act import config as configuration
+from mllm_act import train
+from mllm_act.errors import UserError
+from mllm_act.training import checkpoint
+from tests.data_pipelines import tiny_rlds
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "configs/policy/metaworld.py:uniform"
+STEPS, EVERY = 24, 8
+OVERRIDES: dict[str, Any] = {
+    "steps": STEPS,
+    "checkpoint_every": EVERY,
+    "validate_every": STEPS,
+    "log_every": 1,
+    "data.batch_size": 2,
+    "bins": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_rlds.write_lengths(tmp_path_factory.mktemp("data"), [[5, 4, 7], [6, 3]])
+
+
+def run(data: Path, workdir: Path, **overrides: Any) -> None:
+    """Trains in this process."""
+    config = configuration.load(str(ROOT / CONFIG))
+    config.data.directory = str(data)
+    for key, value in {**OVERRIDES, **overrides}.items():
+        node, _, name = key.rpartition(".")
+        (config[node] if node else config)[name] = value
+    train.main(config, workdir)
+
+
+def command(data: Path, workdir: Path, **overrides: Any) -> list[str]:
+    values = {"data.directory": data, **OVERRIDES, **overrides}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    return [
+        sys.executable,
+        "-m",
+        "mllm_act.train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of the last checkpoint, without a model to fit them to."""
+    import orbax.checkpoint as ocp
+
+    found, step = checkpoint.find(workdir)
+    result = {}
+    for item in ("trained", "optimizer"):
+        tree = ocp.StandardCheckpointer().restore(found / "checkpoints" / str(step) / item)
+        result |= {f"{item}/{name}": np.asarray(value) for name, value in tree.items()}
+    return result
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "whole")
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(data, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = killed / "checkpoints" / str(EVERY) / "_CHECKPOINT_METADATA"
+    while not first.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.find(killed)[1] < STEPS
+    subprocess.run(command(data, killed), cwd=ROOT, check=True, capture_output=True)
+
+    expected, found = arrays(tmp_path / "whole"), arrays(killed)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert losses(killed) == losses(tmp_path / "whole")
+    assert sorted(losses(killed)) == list(range(1, STEPS + 1))
+
+
+def test_two_devices_compute_what_one_does(data: Path, tmp_path: Path) -> None:
+    """Data parallel, and parameters split over ``fsdp`` and ``tensor``."""
+    run(data, tmp_path / "one", steps=4)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    overrides = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}
+    subprocess.run(
+        command(data, tmp_path / "four", **overrides), cwd=ROOT, env=environment, check=True
+    )
+    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    np.testing.assert_allclose(
+        [four[s] for s in range(1, 5)], [one[s] for s in range(1, 5)], rtol=1e-4
+    )
+
+
+def test_nan_stops_the_run_and_names_step_and_last_good_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"step \d+: expected a finite loss .*last good checkpoint is"
+    ):
+        run(
+            data,
+            tmp_path,
+            **{"optimizer.learning_rate": 1e30, "optimizer.warmup": 0.0, "checkpoint_every": 1},
+        )
+    _, step = checkpoint.find(tmp_path)
+    assert np.isfinite(losses(tmp_path)[step])
+
+
+def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, steps=2)
+    with pytest.raises(
+        UserError, match=r"config.seed: expected 0 as in the checkpoint there, found 1"
+    ):
+        run(data, tmp_path, steps=2, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"adapter": "rqv"}, "did you mean 'rvq'"),
+        ({"adapter": "rvq"}, "train_tokenizer"),
+        ({"preset": "tinny"}, "did you mean 'tiny'"),
+        ({"bins": 513}, "at most 512 codes"),
+        ({"prompt_tokens": 3}, "prompt_tokens"),
+        ({"prompt_template": "do it"}, r"expected \{instruction\}"),
+        ({"mesh.data": 3}, "mesh: expected sizes"),
+        ({"history": "all"}, "history"),
+        ({"data.directory": "/nowhere"}, "no such directory"),
+        ({"data.context": 0}, "data.context"),
+    ],
+)
+def test_bad_config_is_one_clear_error(
+    data: Path, tmp_path: Path, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(data, tmp_path, **overrides)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_unknown_config_key_names_the_nearest_and_exits_1(data: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        command(data, tmp_path, **{"optimizer.learnin_rate": 1}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "did you mean 'optimizer.learning_rate'?" in result.stderr.splitlines()[-1]
