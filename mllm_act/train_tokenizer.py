@@ -49,14 +49,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
     tx, learning_rate = optimizer.build(config.optimizer, steps)
     update = training.make_update(model, tx, settings)
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    state = training.initial_state(model, actions, tx, settings)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put(training.initial_state(model, actions, tx, settings), replicated)
 
     # ---- restore ------------------------------------------------------------------------------
     meta = canonical(
         {
             "tokenizer": dataclasses.asdict(sizes),
-            "statistics": dataclasses.asdict(statistics),
+            "statistics": statistics.to_dict(),
             "metadata": dict(dataset.metadata),
             "config": configuration.to_json(config),
             "provenance": provenance(),
@@ -69,12 +69,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
         saved = checkpoints.restore(first, like)
         nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))
-        state = training.TrainingState(
-            params=nnx.to_pure_dict(nnx.state(model, nnx.Param)),
-            codebooks=model.quantizer_state,
-            optimizer=rules.unflatten(saved["optimizer"], like=state.optimizer),
-            step=jax.device_put(np.int32(first), NamedSharding(mesh, PartitionSpec())),
-        )
+        moments = rules.unflatten(saved["optimizer"], like=state.optimizer)
+        state = jax.device_put(training.state_of(model, moments, first), replicated)
         print(f"Going on from step {first} of {steps} in {workdir}")
 
     # ---- loop ---------------------------------------------------------------------------------
@@ -112,11 +108,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
         precision = report.precision(model, statistics, dataset.metadata, held_out)
         report.write_precision(precision, workdir / "report")
         print(report.as_table(precision))
-        print(f"Trained {steps} updates. The table and its plot are in {workdir / 'report'}")
-        print(
-            f"Next: python -m mllm_act.tokenizer.report --checkpoint={workdir}  (replay success), "
-            f"or python -m mllm_act.train --config.tokenizer={workdir} ..."
-        )
+        if config.replay:
+            jobs = report.jobs(dataset.metadata["name"], statistics.tasks, "test", config.seed)
+            rows = report.measure_replay(
+                model, statistics, dataset.metadata["name"], jobs, workdir / "report"
+            )
+            print(report.replay_table(rows))
+        print(f"Trained {steps} updates. Tables and plots are in {workdir / 'report'}")
+        print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
 
 
 def _variables(state: training.TrainingState, model: ActionTokenizer) -> dict[str, jax.Array]:
@@ -163,7 +162,7 @@ def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -
             f"{workdir}: expected a tokenizer's checkpoints there, found another program's; "
             "use another --workdir"
         )
-    for part, free in (("config", ("checkpoint_every", "validation_actions", "data")),
+    for part, free in (("config", ("checkpoint_every", "validation_actions", "replay", "data")),
                        ("statistics", ()), ("tokenizer", ())):  # fmt: skip
         for key in sorted(saved[part].keys() | now[part].keys()):
             before, after = saved[part].get(key), now[part].get(key)

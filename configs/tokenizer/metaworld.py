@@ -41,4 +41,5 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.log_every = 20  # also how many updates one dispatch makes
     config.checkpoint_every = 500  # a multiple of log_every
     config.validation_actions = 4096  # of the held-out split, spread evenly, at each log
+    config.replay = True  # at the end, on the test configurations of the tasks trained on
     return config

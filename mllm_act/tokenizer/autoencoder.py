@@ -7,6 +7,8 @@ width 2048, ReLU; codes of width 512; K = 512 codes; Q = 2 codebooks (RVQ) or on
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -61,13 +63,12 @@ class ActionTokenizer(nnx.Module):
         chex.assert_axis_dimension(codes, -1, self.config.quantizers)
         return self.decoder(quantizer.decode(self.codebooks[...], codes))
 
-    @property
     def quantizer_state(self) -> Codebooks:
         """The codebooks and their statistics as one tree of arrays."""
         return Codebooks(self.codebooks[...], self.counts[...], self.sums[...])
 
-    @quantizer_state.setter
-    def quantizer_state(self, state: Codebooks) -> None:
+    def set_quantizer_state(self, state: Codebooks) -> None:
+        """Replaces the codebooks and their statistics."""
         self.codebooks[...], self.counts[...], self.sums[...] = state
 
 
@@ -94,7 +95,7 @@ class Mlp(nnx.Module):
         return self.layers[-1](x)
 
 
-def _uniform(inputs: int) -> nnx.initializers.Initializer:
+def _uniform(inputs: int) -> Callable[..., Array]:
     """Uniform within 1/sqrt(inputs), biases too: PyTorch's default for linear layers.
 
     Smaller than He's: the network starts nearly linear, residuals look alike around every first
@@ -102,7 +103,7 @@ def _uniform(inputs: int) -> nnx.initializers.Initializer:
     """
     bound = 1 / math.sqrt(inputs)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, **_: object):  # noqa: ANN202
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

@@ -1,7 +1,6 @@
 """A tokenizer's checkpoint: enough to resume its training, and enough to encode and decode."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +51,5 @@ def load(path: Path) -> LoadedTokenizer:
         restored = checkpoints.restore(step, {"model": variables(model)})["model"]
     like = nnx.to_pure_dict(nnx.state(model))
     nnx.update(model, nnx.State(rules.unflatten(restored, like)))
-    statistics = Statistics.from_json(json.dumps(meta["statistics"]))
+    statistics = Statistics.from_dict(meta["statistics"])
     return LoadedTokenizer(config, statistics, model, meta["metadata"], workdir, step)

@@ -70,12 +70,15 @@ def kmeans(
     """Lloyd's algorithm from a start like that of k-means++ (Arthur and Vassilvitskii 2007).
 
     The start draws samples with probability proportional to their squared distance to the centres
-    drawn in earlier rounds: the largest log-weights plus Gumbel noise. An empty cluster moves to a sample that is far from its centre. Returns the centres and how many
-    samples each has. N may be smaller than K: then some centres coincide and count zero.
+    drawn in earlier rounds: the largest log-weights plus Gumbel noise. An empty cluster moves to a
+    sample that is far from its centre. Returns the centres and how many samples each has. N may be
+    smaller than K: then some centres coincide and count zero.
     """
     norm = jnp.sum(samples * samples, axis=-1)
-    # Several centres a round: a round is one matrix product instead of many matrix-vector products.
-    per_round = math.gcd(num_codes, 16)
+    # Several centres a round: one matrix product for many matrix-vector products.
+    per_round = math.gcd(num_codes, max(1, num_codes // 32))
+    if per_round > len(samples):
+        per_round = 1
 
     def pick(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, distance = carry
@@ -86,9 +89,9 @@ def kmeans(
         centres = jax.lax.dynamic_update_slice(centres, chosen, (i * per_round, 0))
         return centres, jnp.clip(nearer, 0, distance)
 
-    start = jnp.zeros((num_codes, samples.shape[-1]), samples.dtype)
-    start = (start, jnp.full_like(norm, jnp.inf))
-    centres, _ = jax.lax.fori_loop(0, num_codes // per_round, pick, start)
+    empty = jnp.zeros((num_codes, samples.shape[-1]), samples.dtype)
+    far = jnp.full_like(norm, jnp.finfo(norm.dtype).max)
+    centres, _ = jax.lax.fori_loop(0, num_codes // per_round, pick, (empty, far))
 
     def lloyd(i: Array, centres: Array) -> Array:
         index = nearest(samples, centres)
@@ -154,8 +157,9 @@ def revive(
 ) -> Codebooks:
     """Moves codes used less than ``threshold`` x the mean use to badly quantized vectors of a batch.
 
-    ``latents[q]`` is what codebook q had to quantize, ``errors[q]`` its squared error. The moving averages restart with the code, or the next update would drag it back. ``threshold``
-    is relative, so that it means the same at any batch size and K.
+    ``latents[q]`` is what codebook q had to quantize, ``errors[q]`` its squared error. The moving
+    averages restart with the code, or the next update would drag it back. ``threshold`` is
+    relative, so that it means the same at any batch size and K.
     """
     num_codes = state.codes.shape[1]
     parts = []

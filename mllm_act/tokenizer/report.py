@@ -1,5 +1,7 @@
 """How precise a tokenizer is: errors in physical units, and what they cost in the simulator.
 
+``mllm_act.train_tokenizer`` leaves both at its end. Replay of other tasks or configurations:
+
     python -m mllm_act.tokenizer.report --checkpoint=runs/metaworld/tokenizer_rvq --split=test
 
 *Replay*: the scripted expert acts in closed loop on unseen start/goal configurations, with every
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
@@ -80,7 +83,7 @@ def precision(
             metadata["action_names"], metadata["action_units"], error.T, strict=True
         )
     ]
-    use, perplexity = jax.device_get(usage(codes, model.config.codes))
+    use, perplexity = jax.device_get(usage(jnp.asarray(codes), model.config.codes))
     return Precision(
         mse=float(np.mean((restored - normalized) ** 2)),
         variance=float(np.mean(normalized.var(axis=0))),
@@ -176,7 +179,9 @@ def _plot(found: Precision, path: Path) -> None:
     axes[1, 0].legend(fontsize=8)
     for q, book in enumerate(found.codebooks):
         counts = np.sort(np.bincount(found.codes[:, q], minlength=found.num_codes))[::-1]
-        axes[2, q].bar(np.arange(found.num_codes), counts / counts.sum(), width=1, color="tab:green")
+        axes[2, q].bar(
+            np.arange(found.num_codes), counts / counts.sum(), width=1, color="tab:green"
+        )
         title = f"codebook {q + 1}: {book['use']:.0%} used, perplexity {book['perplexity']:.0f}"
         axes[2, q].set_title(title, fontsize=10)
         axes[2, q].set(xlabel="codes, by use", ylabel="share of actions" if q == 0 else "")
@@ -194,9 +199,7 @@ def _plot(found: Precision, path: Path) -> None:
     plt.close(figure)
 
 
-def through_tokenizer(
-    model: ActionTokenizer, statistics: Statistics, batch: int
-) -> Through:
+def through_tokenizer(model: ActionTokenizer, statistics: Statistics, batch: int) -> Through:
     """Encode then decode for up to ``batch`` actions (the environment's own numbers) at a time."""
     graph, variables = nnx.split(model)
 
@@ -272,28 +275,55 @@ def replay_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(_: list[str]) -> None:
-    """Runs the program: the replay success rate of a trained tokenizer."""
-    args = flags.FLAGS
-    tokenizer = checkpoint.load(Path(args.checkpoint))
-    if args.split not in envs.SPLITS:
-        raise UserError(f"--split={args.split}: {nearest(args.split, envs.SPLITS)}")
-    tasks = envs.select_tasks(args.env, args.tasks)
-    jobs = [Job(task, c, args.seed) for task in tasks for c in envs.SPLITS[args.split]]
-    out = Path(args.out) if args.out else tokenizer.workdir / "report"
-    with EnvPool(args.env, args.envs, args.workers, render=False) as pool:
-        if len(pool.spec.action_names) != tokenizer.config.action_dim:
+def jobs(env: str, tasks: Sequence[str], split: str, seed: int) -> list[Job]:
+    """One episode for each start/goal configuration of a split, task by task.
+
+    Raises:
+      UserError: a task or split that does not exist.
+    """
+    if split not in envs.SPLITS:
+        raise UserError(f"--split={split}: no such split; {nearest(split, envs.SPLITS)}")
+    names = envs.select_tasks(env, ",".join(tasks))
+    return [Job(task, c, seed) for task in names for c in envs.SPLITS[split]]
+
+
+def measure_replay(
+    model: ActionTokenizer,
+    statistics: Statistics,
+    env: str,
+    jobs: Sequence[Job],
+    out: Path,
+    num_envs: int = 16,
+    workers: int | None = None,
+) -> list[dict[str, Any]]:
+    """Replays the jobs with and without the tokenizer, writes ``out/replay.csv``, returns its rows."""
+    workers = workers or os.cpu_count() or 1
+    with EnvPool(env, min(num_envs, len(jobs)), workers, render=False) as pool:
+        if len(pool.spec.action_names) != model.config.action_dim:
             raise UserError(
-                f"{args.checkpoint}: expected a tokenizer of the {len(pool.spec.action_names)} "
-                f"action dimensions of {args.env}, found {tokenizer.config.action_dim}"
+                f"expected a tokenizer of the {len(pool.spec.action_names)} action dimensions of "
+                f"{env}, found one of {model.config.action_dim}; choose its own environment"
             )
-        through = through_tokenizer(tokenizer.model, tokenizer.statistics, pool.num_envs)
+        through = through_tokenizer(model, statistics, pool.num_envs)
         replayed = replay(pool, jobs, pool.spec.horizon, through)
         rows = replay_rows(jobs, replayed, replay(pool, jobs, pool.spec.horizon, None))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         _write_csv(Path(scratch) / "replay.csv", rows)
         os.replace(Path(scratch) / "replay.csv", out / "replay.csv")
+    return rows
+
+
+def main(_: list[str]) -> None:
+    """Runs the program: the replay success rate of a trained tokenizer."""
+    args = flags.FLAGS
+    tokenizer = checkpoint.load(Path(args.checkpoint))
+    tasks = args.tasks.split(",") if args.tasks else tokenizer.statistics.tasks
+    chosen = jobs(args.env, tasks, args.split, args.seed)
+    out = Path(args.out) if args.out else tokenizer.workdir / "report"
+    rows = measure_replay(
+        tokenizer.model, tokenizer.statistics, args.env, chosen, out, args.envs, args.workers
+    )
     print(replay_table(rows))
     print(f"Replay success on the {args.split} configurations: {out / 'replay.csv'}")
 
@@ -301,7 +331,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Workdir of mllm_act.train_tokenizer.", required=True)
     flags.DEFINE_string("env", "metaworld", "The environment.")
-    flags.DEFINE_string("tasks", "ml45", "Task names or groups, comma-separated.")
+    flags.DEFINE_string("tasks", None, "Names or groups; by default those trained on.")
     flags.DEFINE_string("split", "test", "Which start/goal configurations: train or test.")
     flags.DEFINE_integer("seed", 0, "Seed of the episodes.")
     flags.DEFINE_integer("envs", 16, "Simulators stepped together.")

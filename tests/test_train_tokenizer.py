@@ -1,0 +1,153 @@
+"""The tokenizer's training program, on a small real RLDS dataset."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mllm_act import config as configuration
+from mllm_act import train_tokenizer
+from mllm_act.envs import spec
+from mllm_act.errors import UserError
+from mllm_act.tokenizer import checkpoint
+from mllm_act.training.checkpoint import Checkpointer
+from tests.data_pipelines import tiny_rlds
+
+SMALL = {
+    "tokenizer": {"codes": 16, "width": 8, "hidden": 16},
+    "quantizer": {"initial_samples": 64},
+    "data": {"batch_size": 16},
+    "steps": 8,
+    "log_every": 2,
+    "checkpoint_every": 4,
+    "replay": False,
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tiny_rlds.write_lengths(tmp_path_factory.mktemp("data") / "tiny", [[30, 20], [25]])
+    box = {"action_low": [-1.0] * 4, "action_high": [1.0] * 4}
+    metadata = json.loads((directory / "metadata.json").read_text())
+    (directory / "metadata.json").write_text(json.dumps(metadata | box))
+    return directory
+
+
+def run(directory: Path, workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
+    """Runs the program in this process; returns the variables it saved last."""
+    config = configuration.load("configs/tokenizer/metaworld.py:rvq")
+    for values in (SMALL, changes):
+        config.update(values)
+    config.data.directory = str(directory)
+    train_tokenizer.main(config, workdir)
+    return jax.device_get(checkpoint.variables(checkpoint.load(workdir).model))
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train/loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole")
+    run(directory, workdir)
+    return workdir
+
+
+def test_what_a_run_leaves(directory: Path, whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    for name in ("val/mse", "val/rmse_dx_m", "val/use_0", "val/perplexity_1", "train/loss"):
+        assert np.isfinite(lines[-1][name])
+    assert (whole / "report" / "precision.png").stat().st_size > 10_000
+    loaded = checkpoint.load(whole)
+    assert loaded.step == 8 and loaded.config.codes == 16
+    assert loaded.metadata["action_names"] == list(spec("metaworld").action_names)
+    normalized = np.zeros((3, 4), np.float32)
+    assert loaded.model.decode(loaded.model.encode(normalized)).shape == (3, 4)
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(
+    directory: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after step 6, of which the checkpoint of step 4 is left."""
+    write = train_tokenizer.MetricsWriter.write
+
+    def interrupted(self: Any, step: int, scalars: Any) -> None:
+        write(self, step, scalars)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_tokenizer.MetricsWriter, "write", interrupted)
+        run(directory, tmp_path)
+    assert checkpoint.load(tmp_path).step == 4
+    resumed = run(directory, tmp_path)
+    expected = jax.device_get(checkpoint.variables(checkpoint.load(whole).model))
+    assert resumed.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_a_loaded_tokenizer_encodes_as_the_saved_one(whole: Path) -> None:
+    one, two = (checkpoint.load(whole).model for _ in range(2))
+    actions = jnp.array(np.random.default_rng(0).uniform(-1, 1, (50, 4)), jnp.float32)
+    np.testing.assert_array_equal(one.encode(actions), two.encode(actions))
+    graph, state = nnx.split(one)
+    merged = nnx.merge(graph, state)
+    np.testing.assert_array_equal(
+        merged.decode(one.encode(actions)), two.decode(two.encode(actions))
+    )
+
+
+def test_another_config_does_not_go_on(directory: Path, whole: Path) -> None:
+    with pytest.raises(UserError, match=r"config.quantizer.*expected .*0.95.*another --workdir"):
+        run(directory, whole, quantizer={"decay": 0.5})
+
+
+def test_a_loss_that_is_not_finite_names_step_and_last_checkpoint(
+    directory: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"step \d+: expected a finite loss.*good checkpoint is"):
+        run(directory, tmp_path, optimizer={"learning_rate": 1e30, "max_grad_norm": 1e30})
+
+
+def test_bad_settings(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="multiple of config.log_every"):
+        run(directory, tmp_path, checkpoint_every=3)
+    with pytest.raises(UserError, match="did you mean 'rvq'"):
+        configuration.load("configs/tokenizer/metaworld.py:rqv")
+
+
+def test_a_checkpoint_that_is_no_tokenizers(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(3, {"model": {"a": jnp.zeros(2)}}, {"step": 3})
+    with pytest.raises(UserError, match="expected the key 'tokenizer'"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.data.directory=/nonexistent", ("error: ", "/nonexistent")),
+        ("--config.optimizer.learning_rat=1", ("did you mean 'optimizer.learning_rate'",)),
+    ],
+)
+def test_errors_of_the_command_line(tmp_path: Path, argument: str, words: tuple[str, ...]) -> None:
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "mllm_act.train_tokenizer", f"--workdir={workdir}", argument]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert len(done.stderr.strip().splitlines()[-1:]) == 1 and not workdir.exists()
