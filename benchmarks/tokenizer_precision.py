@@ -1,7 +1,9 @@
 """Tokenizer precision and speed, side by side with vector-quantize-pytorch's ResidualVQ.
 
-    python benchmarks/tokenizer_precision.py                    # make parity first; ~8 min, 2 cores
+    python benchmarks/tokenizer_precision.py                    # `make parity` first
     python benchmarks/tokenizer_precision.py --seeds=0,1,2 --tuned
+
+On 2 cores: 7 minutes a seed, and once 2 more to generate the actions (kept in the temporary folder).
 
 Both train the paper's autoencoder (arXiv 2406.07904) on the same actions in the same order: the
 scripted experts of ML-45, 16 configurations a task for training, the 10 test configurations for the

@@ -4,7 +4,7 @@
         --workdir=runs/metaworld/tokenizer_rvq --config.data.directory=data/metaworld
 
 Variants: ``rvq`` (two codebooks) and ``vq`` (one). Sizes and epochs are those of arXiv 2406.07904; for
-what it does not state see mllm_act/tokenizer/training.py. On two CPU cores an update takes 0.17 s;
+what it does not state see mllm_act/tokenizer/training.py. On two CPU cores an update takes 0.16 s;
 400 updates on 16 configurations of each ML-45 task reach a mean squared error of about 0.0002 (rvq)
 and 0.003 (vq) on unseen ones.
 """
