@@ -4,6 +4,7 @@ A config file defines ``get_config(variant: str) -> ConfigDict`` (ml_collections
 before anything else runs, so a mistyped override ends with the nearest key that exists.
 """
 
+import functools
 import importlib.util
 import json
 import sys
@@ -82,25 +83,44 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
       main: the program.
       default: the config file and variant used when ``--config`` is not given.
     """
-    flag = config_flags.DEFINE_config_file(
-        "config",
-        default,
-        "Config file and variant; --config.a.b=value overrides one key.",
-        lock_config=True,
-    )
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder for checkpoints, metrics and reports.", required=True
-    )
 
     def program() -> None:
-        wants_help = any(
-            a.lstrip("-") in ("help", "helpshort", "helpfull", "help=true") for a in sys.argv
+        file = _argument(sys.argv, "config", default)
+        config = load(file)
+        if any(argument.lstrip("-").startswith("help") for argument in sys.argv[1:]):
+            print(_help(sys.modules["__main__"].__doc__ or "", file, config))
+            return
+        check_overrides(sys.argv[1:], config)
+        flag = config_flags.DEFINE_config_file(  # reads the overrides of the default at once
+            "config",
+            default,
+            "Config file and variant; --config.a.b=value overrides one key.",
+            lock_config=True,
         )
-        if not wants_help:
-            check_overrides(sys.argv[1:], load(_argument(sys.argv, "config", default)))
+        workdir = flags.DEFINE_string(
+            "workdir", None, "Folder for checkpoints, metrics and reports.", required=True
+        )
         app.run(lambda _: main(flag.value, Path(workdir.value)))
 
     run(program)
+
+
+def _help(description: str, file: str, config: ConfigDict) -> str:
+    """Returns what ``--help`` prints: what the program does, its flags, every key and its value."""
+    leaves = [key for key in keys(config) if not isinstance(_value(config, key), ConfigDict)]
+    lines = [f"  --config.{key}={_value(config, key)}" for key in leaves]
+    return "\n".join([
+        description,
+        "flags:",
+        f"  --config=FILE.py:variant    (default: {file})",
+        "  --workdir=DIR               folder for checkpoints, metrics and reports; required",
+        f"keys of {file}, with their values:",
+        *lines,
+    ])  # fmt: skip
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The main job at its smallest, all real: experts in MuJoCo, RLDS, tokenizer, policy, roll-out."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,22 @@ def test_a_tokenizers_folder_is_no_policy(home: Path) -> None:
         Policy.load(home / "tokenizer")
     with pytest.raises(UserError, match="found no whole checkpoint"):
         Policy.load(home / "data")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [("statistics", "expected 'statistics'"), ("tokenizer", "expected the rvq tokenizer in it")],
+)
+def test_a_checkpoint_without_what_acting_needs_is_refused(
+    home: Path, tmp_path: Path, lacking: str, message: str
+) -> None:
+    shutil.copytree(home / "policy" / "checkpoints", tmp_path / "checkpoints")
+    [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
+    meta = json.loads(path.read_text())
+    if lacking == "tokenizer":
+        meta["network"]["tokenizer"] = None
+    else:
+        del meta[lacking]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=message):
+        Policy.load(tmp_path)

@@ -30,7 +30,7 @@ def tiny(cameras: tuple[str, ...], history: str) -> Preset:
     """The real architecture at a size that trains from scratch on a laptop's CPU: everything is trained."""
     model = MLLMConfig(
         vision=VisionConfig(
-            image_size=100, patch_size=10, width=128, layers=3, heads=4, mlp_width=256
+            image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256
         ),
         perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
         language=LanguageConfig(
