@@ -58,7 +58,7 @@ def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
         proprio[places] = seen["proprio"]
 
     bar = tqdm(total=len(episodes), desc="evaluate", unit="episode")
-    successes = 0
+    successes = finished = 0
     while waiting or playing:
         fresh = [slot for slot in range(slots) if slot not in playing][: len(waiting)]
         first = np.isin(np.arange(slots), fresh)
@@ -79,9 +79,9 @@ def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
                 episode.frames.append(images[spec.cameras[0]][slot].copy())
             if done or episode.steps == horizon:
                 del playing[slot]
-                successes += episode.success
+                finished, successes = finished + 1, successes + episode.success
                 bar.update()
-                bar.set_postfix(success=f"{successes / bar.n:.0%}")
+                bar.set_postfix(success=f"{successes / finished:.0%}")
     bar.close()
 
 

@@ -2,8 +2,8 @@
 
     python -m mllm_act.report --out=DIR rvq=runs/metaworld/rvq vq=runs/metaworld/vq
 
-Reads what ``evaluate`` and ``train`` left in each folder; writes ``success.csv``, ``success.md``, ``success.png`` and
-``training.png``.
+Reads what ``evaluate`` and ``train`` left in each folder; writes ``success.csv``, ``success.md``, ``success.png``,
+``training.png``, and of each policy the strips of its videos, ``rollouts_NAME.png``.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import matplotlib
 
 from mllm_act.errors import UserError, run
@@ -132,6 +133,29 @@ def plot_training(workdirs: dict[str, Path], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> None:
+    """Draws a strip of each task's video: from the first frame to the last."""
+    videos = sorted((workdir / "evaluation" / split / "videos").glob("*.mp4"))
+    strips = []
+    for video in videos:
+        film = iio.imread(video)
+        strips.append([film[round(i * (len(film) - 1) / (frames - 1))] for i in range(frames)])
+    figure, axes = plt.subplots(
+        len(strips),
+        frames,
+        figsize=(1.5 * frames, 1.62 * len(strips)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, video, strip in zip(axes, videos, strips, strict=True):
+        row[0].set_title(video.stem.removesuffix("-v3"), fontsize=9, loc="left")
+        for axis, frame in zip(row, strip, strict=True):
+            axis.imshow(frame)
+            axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
     """Writes the table and the plots, and returns the table as text."""
     out.mkdir(parents=True, exist_ok=True)
@@ -153,6 +177,9 @@ def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
     }
     if trained:
         plot_training(trained, out / "training.png")
+    for name, workdir in workdirs.items():
+        if any((workdir / "evaluation" / split / "videos").glob("*.mp4")):
+            plot_rollouts(workdir, split, out / f"rollouts_{name}.png")
     return text
 
 

@@ -42,7 +42,8 @@ class Worker:
         self.connection, child = multiprocessing.Pipe()
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mllm_act.envs.processes", str(child.fileno())],
+            # -P: modules come from the parent's path, not first from the folder it stands in.
+            [sys.executable, "-P", "-m", "mllm_act.envs.processes", str(child.fileno())],
             pass_fds=[child.fileno()],
             env=environment,
         )
