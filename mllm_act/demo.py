@@ -16,10 +16,12 @@ from mllm_act import report
 from mllm_act.errors import UserError, nearest, run
 from mllm_act.network import ADAPTERS
 
+# Short tasks that an untrained policy fails at: some of Meta-World's (drawer-close, handle-press) succeed by themselves
+# when an arm is left to drift.
 TASKS = (
-    "drawer-close-v3,faucet-open-v3,handle-press-v3,"  # articulated, in the paper's groups
+    "window-close-v3,faucet-open-v3,door-close-v3,"  # articulated, in the paper's groups
     "button-press-topdown-v3,coffee-button-v3,"  # press
-    "plate-slide-v3"  # push
+    "plate-slide-side-v3"  # push
 )
 HORIZON = 200  # the experts take 50 to 100 steps; the environment's own limit of 500 would triple the evaluation
 

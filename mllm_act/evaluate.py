@@ -10,79 +10,43 @@ The same seed gives the same figures.
 
 import argparse
 import csv
-import dataclasses
 import json
 import os
 import tempfile
-from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from tqdm import tqdm
 
 from mllm_act import envs
-from mllm_act.envs.base import EnvObservation, Job
+from mllm_act.envs import play
+from mllm_act.envs.base import EnvObservation
+from mllm_act.envs.play import Episode
 from mllm_act.envs.workers import EnvPool
-from mllm_act.errors import UserError, nearest, run
+from mllm_act.errors import UserError, run
 from mllm_act.intervals import wilson
 from mllm_act.policy import Policy
 
 
-@dataclasses.dataclass
-class Episode:
-    """One rollout: its job and how it went. Frames are kept where a video is wanted."""
-
-    job: Job
-    steps: int = 0
-    success: bool = False
-    frames: list[np.ndarray] | None = None
-
-
 def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int) -> None:
-    """Plays all episodes to their end, filling in their results; a free slot takes the next in the list."""
-    sentences, spec, slots = envs.instructions(pool.spec.name), pool.spec, pool.num_envs
-    waiting = deque(episodes)
-    playing: dict[int, Episode] = {}
-    # Slots without an episode keep what was there last: the batch has one shape throughout.
-    shape = (slots, spec.image_size, spec.image_size, 3)
-    images = {camera: np.zeros(shape, np.uint8) for camera in spec.cameras}
-    proprio = np.zeros((slots, len(spec.proprio_names)), np.float32)
-    texts = [""] * slots
-    memory = policy.start(slots)
+    """Plays all episodes with the policy, filling in their results."""
+    sentences = envs.instructions(pool.spec.name)
+    texts = [""] * pool.num_envs
+    memory = policy.start(pool.num_envs)
 
-    def store(places: list[int], seen: EnvObservation) -> None:
-        for camera, frames in seen["images"].items():
-            images[camera][places] = frames
-        proprio[places] = seen["proprio"]
+    def decide(
+        playing: Mapping[int, Episode], fresh: Sequence[int], seen: EnvObservation
+    ) -> np.ndarray:
+        nonlocal memory
+        for slot in fresh:
+            texts[slot] = sentences[playing[slot].job.task]
+        first = np.isin(np.arange(pool.num_envs), fresh)
+        action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory)
+        return action[sorted(playing)]
 
-    bar = tqdm(total=len(episodes), desc="evaluate", unit="episode")
-    successes = finished = 0
-    while waiting or playing:
-        fresh = [slot for slot in range(slots) if slot not in playing][: len(waiting)]
-        first = np.isin(np.arange(slots), fresh)
-        if fresh:
-            playing |= {slot: waiting.popleft() for slot in fresh}
-            store(fresh, pool.reset(fresh, [playing[slot].job for slot in fresh]))
-            for slot in fresh:
-                texts[slot] = sentences[playing[slot].job.task]
-        action, memory = policy.act(images, proprio, texts, first, memory)
-        busy = sorted(playing)
-        seen, _, success = pool.step(action[busy], busy)
-        store(busy, seen)
-        for slot, done in zip(busy, success, strict=True):
-            episode = playing[slot]
-            episode.steps += 1
-            episode.success = bool(done)
-            if episode.frames is not None:
-                episode.frames.append(images[spec.cameras[0]][slot].copy())
-            if done or episode.steps == horizon:
-                del playing[slot]
-                finished, successes = finished + 1, successes + episode.success
-                bar.update()
-                bar.set_postfix(success=f"{successes / finished:.0%}")
-    bar.close()
+    play.play(pool, episodes, horizon, decide, "evaluate")
 
 
 def summarize(episodes: list[Episode]) -> list[dict[str, Any]]:
@@ -189,10 +153,6 @@ def main() -> None:
     """Runs the program."""
     args = arguments().parse_args()
     spec = envs.spec(args.env)
-    if args.split not in envs.SPLITS:
-        raise UserError(
-            f"--split={args.split}: no such split of {args.env}; {nearest(args.split, envs.SPLITS)}"
-        )
     for key in ("episodes", "envs", "workers", "horizon"):
         value = getattr(args, key)
         if value is not None and value < 1:
@@ -204,17 +164,15 @@ def main() -> None:
             f"--env={args.env}: expected {trained_on['name']!r}, which {args.checkpoint} was trained on; "
             "evaluate it there"
         )
-    tasks = envs.select_tasks(args.env, args.tasks or ",".join(trained_on["tasks"]))
+    episodes = play.episodes(
+        args.env,
+        args.tasks or ",".join(trained_on["tasks"]),
+        args.split,
+        args.seed,
+        args.episodes,
+        videos=not args.no_videos,
+    )
     horizon = args.horizon or spec.horizon
-    episodes = [
-        Episode(Job(task, configuration, args.seed + repeat))
-        for task in tasks
-        for repeat in range(args.episodes)
-        for configuration in envs.SPLITS[args.split]
-    ]
-    if not args.no_videos:
-        for task in tasks:
-            next(e for e in episodes if e.job.task == task).frames = []
     with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
         rollout(policy, pool, episodes, horizon)
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mllm_act import network as networks
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
-from mllm_act.prompt import Prompt
+from mllm_act.prompt import Prompt, pad
 from mllm_act.training import checkpoint, rules
 from mllm_act.training.checkpoint import Checkpointer
 
@@ -44,7 +44,7 @@ class Policy:
         self.prompt, self.context, self.meta = prompt, context, meta
         self._graph, self._parameters = nnx.split(network)
         self._cameras = network.mllm.config.cameras
-        self._prompts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._prompts: dict[str, list[int]] = {}
         self._step = jax.jit(self._compute)
 
     @classmethod
@@ -140,11 +140,12 @@ class Policy:
         return np.asarray(action), memory
 
     def _prompt_tokens(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts longer than in training are padded to the next multiple of that length: padding is not seen."""
         for instruction in set(instructions) - self._prompts.keys():
-            ids, exists = self.prompt.tokens([instruction])
-            self._prompts[instruction] = ids[0], exists[0]
-        rows = [self._prompts[instruction] for instruction in instructions]
-        return np.stack([ids for ids, _ in rows]), np.stack([exists for _, exists in rows])
+            self._prompts[instruction] = self.prompt.encode(instruction)
+        longest = max(len(ids) for ids in self._prompts.values())
+        length = -(-longest // self.prompt.length) * self.prompt.length
+        return pad([self._prompts[instruction] for instruction in instructions], length)
 
     def _compute(
         self,

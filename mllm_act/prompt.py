@@ -23,12 +23,20 @@ class Prompt:
     Attributes:
       template: a text with ``{instruction}`` in it.
       tokenizer_json: a Hugging Face ``tokenizer.json``, as text.
-      length: N, the number of tokens prompts are padded to.
+      length: N, the number of tokens prompts are padded to in training.
     """
 
     template: str
     tokenizer_json: str
     length: int
+
+    def encode(self, instruction: str) -> list[int]:
+        """Returns the token ids of the prompt for one instruction."""
+        return (
+            _tokenizer(self.tokenizer_json)
+            .encode(self.template.format(instruction=instruction))
+            .ids
+        )
 
     def tokens(
         self, instructions: Sequence[str]
@@ -38,22 +46,28 @@ class Prompt:
         Raises:
           UserError: if a prompt is longer than N tokens.
         """
-        tokenizer = _tokenizer(self.tokenizer_json)
-        ids = np.zeros((len(instructions), self.length), np.int32)
-        mask = np.zeros((len(instructions), self.length), bool)
-        for i, instruction in enumerate(instructions):
-            found = tokenizer.encode(self.template.format(instruction=instruction)).ids
-            if len(found) > self.length:
+        encoded = [self.encode(instruction) for instruction in instructions]
+        for instruction, ids in zip(instructions, encoded, strict=True):
+            if len(ids) > self.length:
                 raise UserError(
-                    f"prompt_tokens: expected prompts of at most {self.length} tokens, found {len(found)} in the one "
-                    f"for {instruction!r}; train with --config.prompt_tokens={len(found)} or shorten the instruction"
+                    f"prompt_tokens: expected prompts of at most {self.length} tokens, found {len(ids)} in the one "
+                    f"for {instruction!r}; pass --config.prompt_tokens={len(ids)}"
                 )
-            ids[i, : len(found)], mask[i, : len(found)] = found, True
-        return ids, mask
+        return pad(encoded, self.length)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types."""
         return dataclasses.asdict(self)
+
+
+def pad(
+    encoded: Sequence[Sequence[int]], length: int
+) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B N"]]:
+    """Pads token ids at their end with zeros to N = ``length``, and says which exist."""
+    ids = np.zeros((len(encoded), length), np.int32)
+    exists = np.arange(length) < np.array([[len(one)] for one in encoded])
+    ids[exists] = np.concatenate(encoded)
+    return ids, exists
 
 
 _cache: dict[str, Tokenizer] = {}

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -33,7 +32,22 @@ from mllm_act.errors import UserError
 from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
 from mllm_act.training import optimizer, rules, sharding
 from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
+
+# What a resumed run may be given otherwise; the data's bytes are compared by the iterator.
+FREE = tuple(
+    f"config.{key}"
+    for key in (
+        "data.directory",
+        "tokenizer",
+        "log_every",
+        "validate_every",
+        "validation_windows",
+        "checkpoint_every",
+        "mesh",
+    )
+)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -120,7 +134,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     first = checkpoints.latest_step or 0
     if first:
         saved = checkpoints.meta(first)
-        _check_same_run(saved["config"], meta["config"], workdir)
+        check_same_run({"config": saved["config"]}, {"config": meta["config"]}, FREE, workdir)
         train_batches.restore(saved["iterator"])
         like = {item: rules.flatten(tree) for item, tree in state.items()}
         restored = checkpoints.restore(first, like)
@@ -163,17 +177,6 @@ def main(config: ConfigDict, workdir: Path) -> None:
         items = {item: rules.flatten(tree) for item, tree in state.items()}
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
-    def healthy(step: int, metrics: dict[str, float]) -> None:
-        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-            checkpoints.wait()
-            last = checkpoints.latest_step
-            raise UserError(
-                f"step {step}: expected a finite loss and gradient, found loss {metrics['loss']}, gradient norm "
-                f"{metrics['grad_norm']}; the last good checkpoint is "
-                + (f"{checkpoints.directory}/{last}" if last is not None else "none")
-                + "; try a lower --config.optimizer.learning_rate"
-            )
-
     with checkpoints, MetricsWriter(workdir, first) as writer:
         if steps == 0:  # the untrained policy, to compare with
             save(0)
@@ -194,12 +197,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
             if (
                 pending is not None
             ):  # the step before this one: the device is never left without work
-                healthy(pending[0], jax.device_get(pending[1]))
+                check_finite(pending[0], jax.device_get(pending[1]), checkpoints)
             pending = (step, metrics)
 
             if step % config.log_every == 0 or step == steps:
                 scalars = jax.device_get(metrics)
-                healthy(step, scalars)
+                check_finite(step, scalars, checkpoints)
                 seconds = (time.perf_counter() - clock) / (step - since)
                 speed = {
                     "step_ms": 1e3 * seconds,
@@ -226,7 +229,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                     + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 )
             if step % config.checkpoint_every == 0 or step == steps:
-                healthy(step, jax.device_get(metrics))
+                check_finite(step, jax.device_get(metrics), checkpoints)
                 save(step)
             if step % config.validate_every == 0 or step % config.checkpoint_every == 0:
                 clock, waited, since = time.perf_counter(), 0.0, step
@@ -283,22 +286,6 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     if config.data.batch_size % parts:
         raise UserError(
             f"config.data.batch_size: expected a multiple of mesh data x fsdp = {parts}, found {config.data.batch_size}"
-        )
-
-
-def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
-    """Raises UserError if a resumed run's config differs in more than how often it reports and saves."""
-    free = ("log_every", "validate_every", "validation_windows", "checkpoint_every", "mesh")
-    differing = [
-        key
-        for key in saved.keys() | now.keys()
-        if key not in free and saved.get(key) != now.get(key)
-    ]
-    if differing:
-        key = sorted(differing)[0]
-        raise UserError(
-            f"{workdir}: config.{key}: expected {saved.get(key)!r} as in the checkpoint there, found {now.get(key)!r}; "
-            "use the same config to go on, or another --workdir"
         )
 
 

@@ -22,11 +22,18 @@ from data_pipelines.episodes import read_actions
 from data_pipelines.statistics import statistics as dataset_statistics
 from mllm_act import config as configuration
 from mllm_act.errors import UserError
-from mllm_act.tokenizer import checkpoint, report, training
+from mllm_act.tokenizer import checkpoint, replay, report, training
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import optimizer, rules
 from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
+
+# What a resumed run may be given otherwise; the data is compared by its statistics.
+FREE = tuple(
+    f"config.{key}"
+    for key in ("data.directory", "checkpoint_every", "validation_actions", "replay")
+)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -65,7 +72,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step or 0
     if first:
-        _check_same_run(checkpoints.meta(first), meta, workdir)
+        before = checkpoints.meta(first)
+        compared = ("config", "statistics", "tokenizer")
+        check_same_run(
+            {part: before.get(part, {}) for part in compared},
+            {part: meta[part] for part in compared},
+            FREE,
+            workdir,
+        )
         like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
         saved = checkpoints.restore(first, like)
         nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))
@@ -85,7 +99,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             batch = actions[index[:, jax.process_index() :: jax.process_count()]]
             state, metrics = update(state, jax.make_array_from_process_local_data(sharding, batch))
             scalars = jax.device_get(metrics)
-            _check_finite(scalars["loss"], start, checkpoints)
+            for i in range(count):
+                check_finite(start + i + 1, {k: v[i] for k, v in scalars.items()}, checkpoints)
             step = start + count
             bar.update(count)
             bar.set_postfix(reconstruction=f"{scalars['reconstruction'][-1]:.5f}")
@@ -109,11 +124,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         report.write_precision(precision, workdir / "report")
         print(report.as_table(precision))
         if config.replay:
-            jobs = report.jobs(dataset.metadata["name"], statistics.tasks, "test", config.seed)
-            rows = report.measure_replay(
-                model, statistics, dataset.metadata["name"], jobs, workdir / "report"
-            )
-            print(report.replay_table(rows))
+            env, tasks = dataset.metadata["name"], statistics.tasks
+            rows = replay.measure(model, statistics, env, tasks, workdir / "report")
+            print(replay.table(rows))
         print(f"Trained {steps} updates. Tables and plots are in {workdir / 'report'}")
         print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
 
@@ -140,43 +153,6 @@ def _check(config: ConfigDict, steps: int) -> None:
         )
     if steps < 1:
         raise UserError(f"config.steps: expected at least 1, found {steps}")
-
-
-def _check_finite(losses: np.ndarray, start: int, checkpoints: Checkpointer) -> None:
-    if np.isfinite(losses).all():
-        return
-    step = start + int(np.argmin(np.isfinite(losses))) + 1
-    checkpoints.wait()
-    last = checkpoints.latest_step
-    raise UserError(
-        f"step {step}: expected a finite loss, found {losses[step - start - 1]}; the last good "
-        f"checkpoint is {'none' if last is None else checkpoints.directory / str(last)}; "
-        "try a lower --config.optimizer.learning_rate"
-    )
-
-
-def _check_same_run(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
-    """Raises UserError if a resumed run's config or data differ: it could not go on bit for bit."""
-    if "tokenizer" not in saved:
-        raise UserError(
-            f"{workdir}: expected a tokenizer's checkpoints there, found another program's; "
-            "use another --workdir"
-        )
-    for part, free in (("config", ("checkpoint_every", "validation_actions", "replay", "data")),
-                       ("statistics", ()), ("tokenizer", ())):  # fmt: skip
-        for key in sorted(saved[part].keys() | now[part].keys()):
-            before, after = saved[part].get(key), now[part].get(key)
-            if key not in free and before != after:
-                raise UserError(
-                    f"{workdir}: {part}.{key}: expected {before!r} as in the checkpoint there, "
-                    f"found {after!r}; use the same to go on, or another --workdir"
-                )
-    before, after = (meta["config"]["data"]["batch_size"] for meta in (saved, now))
-    if before != after:
-        raise UserError(
-            f"{workdir}: config.data.batch_size: expected {before} as in the checkpoint there, "
-            f"found {after}; use the same to go on, or another --workdir"
-        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from data_pipelines import pipeline, rlds
 from mllm_act import config as configuration
 from mllm_act import evaluate, report, train, train_tokenizer
 from mllm_act.envs.base import Job
+from mllm_act.envs.play import Episode
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
@@ -126,7 +127,7 @@ def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
     policy = Policy.load(home / "policy")
     found = []
     for workers in (1, 2):
-        episodes = [evaluate.Episode(Job(task, c, 0)) for task in TASKS for c in (40, 41)]
+        episodes = [Episode(Job(task, c, 0)) for task in TASKS for c in (40, 41)]
         episodes[0].frames = []
         with EnvPool("metaworld", 2, workers) as pool:
             evaluate.rollout(policy, pool, episodes, horizon=6)
@@ -156,6 +157,18 @@ def test_same_actions_in_other_batches(home: Path) -> None:
         {"corner4": images["corner4"][2:3]}, proprio[2:3], texts[:1], first[:1], policy.start(1)
     )
     np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
+
+
+def test_an_instruction_longer_than_any_in_training_is_read_and_changes_no_other(
+    home: Path,
+) -> None:
+    policy = Policy.load(home / "policy")
+    images = {"corner4": np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), np.uint8)}
+    proprio, first = np.zeros((2, 4), np.float32), np.ones(2, bool)
+    short, long = "Close the drawer.", "Close the drawer, " + "slowly " * 60
+    alone, _ = policy.act(images, proprio, [short, short], first, policy.start(2))
+    beside, _ = policy.act(images, proprio, [short, long], first, policy.start(2))
+    np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
 
 
 def test_wrong_images_are_refused(home: Path) -> None:

@@ -20,9 +20,9 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     """Returns the config of an adapter; see metaworld.py, whose values these replace."""
     config = load(f"{Path(__file__).parent / 'metaworld.py'}:{variant}")
     config.optimizer.learning_rate = 1e-3
-    config.steps = 1000
+    config.steps = 1200
     config.prompt_tokens = 24
     config.data.shuffle_megabytes = 512  # the whole data set: three minutes leave no time for order
-    config.validate_every = 250
-    config.checkpoint_every = 250
+    config.validate_every = 300
+    config.checkpoint_every = 300
     return config

@@ -9,6 +9,7 @@ error), decay 0.95 of the moving averages (0.9 adds 15 %, 0.8 more, 0.99 doubles
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,18 +151,18 @@ def reconstruct(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decoded actions float32[n, A] and codes int32[n, Q] of normalised actions, in chunks."""
     graph, variables = nnx.split(model)
-
-    @jax.jit
-    def both(variables: nnx.State, batch: Array) -> tuple[Array, Array]:
-        network = nnx.merge(graph, variables)
-        codes = network.encode(batch)
-        return network.decode(codes), codes
-
     decoded, codes = [], []
     for start in range(0, len(actions), chunk):
         part = actions[start : start + chunk]
         padded = np.resize(part, (min(chunk, len(actions)), part.shape[-1]))
-        one = jax.device_get(both(variables, padded))
+        one = jax.device_get(_reconstruct(graph, variables, padded))
         decoded.append(one[0][: len(part)])
         codes.append(one[1][: len(part)])
     return np.concatenate(decoded), np.concatenate(codes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(graph: nnx.GraphDef, variables: nnx.State, batch: Array) -> tuple[Array, Array]:
+    network = nnx.merge(graph, variables)
+    codes = network.encode(batch)
+    return network.decode(codes), codes

@@ -1,0 +1,40 @@
+"""Replay in the real simulator."""
+
+import numpy as np
+
+from mllm_act.envs import play
+from mllm_act.envs.play import Episode
+from mllm_act.envs.workers import EnvPool
+from mllm_act.tokenizer import replay
+from mllm_act.tokenizer.autoencoder import ActionTokenizer
+from tests.tokenizer.conftest import some_actions, statistics
+
+
+def chosen() -> list[Episode]:
+    """Two test configurations of two tasks."""
+    found = play.episodes("metaworld", "reach-v3,drawer-close-v3", "test")
+    return [episode for episode in found if episode.job.configuration < 42]
+
+
+def test_replay_of_the_expert() -> None:
+    """Alone it succeeds; with no action at all it does not."""
+    alone, again, still = chosen(), chosen(), chosen()
+    with EnvPool("metaworld", 3, 1, render=False) as pool:
+        replay.replay(pool, alone, 150, None)
+        replay.replay(pool, again, 150, lambda action: action)
+        replay.replay(pool, still, 20, np.zeros_like)
+    assert alone == again and all(episode.success for episode in alone)
+    assert not any(episode.success for episode in still)
+    assert all(episode.steps == 20 for episode in still)
+    rows = replay.rows(still, alone)
+    assert [row["task"] for row in rows] == ["reach-v3", "drawer-close-v3", "all"]
+    assert rows[-1]["replay"] == 0 and rows[-1]["expert"] == 1 and rows[-1]["episodes"] == 4
+    assert rows[0]["expert_low"] < 1
+    assert "drawer-close-v3" in replay.table(rows)
+
+
+def test_through_the_tokenizer_is_encode_then_decode(model: ActionTokenizer) -> None:
+    through = replay.through_tokenizer(model, statistics(), batch=8)
+    actions = some_actions()[:5]
+    expected = model.decode(model.encode(actions))
+    np.testing.assert_allclose(through(actions), expected, atol=1e-6)
