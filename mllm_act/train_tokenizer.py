@@ -21,8 +21,9 @@ from data_pipelines import rlds
 from data_pipelines.episodes import read_actions
 from data_pipelines.statistics import statistics as dataset_statistics
 from mllm_act import config as configuration
+from mllm_act import replay
 from mllm_act.errors import UserError
-from mllm_act.tokenizer import checkpoint, replay, report, training
+from mllm_act.tokenizer import checkpoint, report, training
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import optimizer, rules
 from mllm_act.training.checkpoint import Checkpointer, canonical, provenance

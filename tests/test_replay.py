@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from mllm_act import replay
 from mllm_act.envs import play
 from mllm_act.envs.play import Episode
 from mllm_act.envs.workers import EnvPool
-from mllm_act.tokenizer import replay
 from mllm_act.tokenizer.autoencoder import ActionTokenizer
-from tests.tokenizer.conftest import some_actions, statistics
+from tests.tokenizer.conftest import model, some_actions, statistics
+
+__all__ = ["model"]  # a fixture
 
 
 def chosen() -> list[Episode]:

@@ -1,6 +1,6 @@
 """Replay: what a tokenizer's errors cost in the simulator.
 
-    python -m mllm_act.tokenizer.replay --checkpoint=runs/metaworld/tokenizer_rvq --split=test
+    python -m mllm_act.replay --checkpoint=runs/metaworld/tokenizer_rvq --split=test
 
 The scripted expert acts in closed loop on unseen start/goal configurations, with every action passed
 through encode and decode before it is executed. Its success rate, beside the expert's own, is the
@@ -132,7 +132,7 @@ def measure(
 def main() -> None:
     """Runs the program: the replay success rate of a trained tokenizer."""
     parser = argparse.ArgumentParser(
-        prog="python -m mllm_act.tokenizer.replay",
+        prog="python -m mllm_act.replay",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
