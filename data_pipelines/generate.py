@@ -35,7 +35,7 @@ WRITTEN_LAST = "dataset_info.json"  # without it no reader takes the folder for 
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Recording:
     """One episode to record."""
 
     task: str
@@ -58,8 +58,7 @@ def generate(
       What `RECORD` holds: ``arguments``, and ``results`` per task and in all.
 
     Raises:
-      UserError: an argument is wrong; ``out`` holds something else; no episode of a task succeeded;
-      a
+      UserError: an argument is wrong; ``out`` holds something else; no episode of a task succeeded; a
         worker died; or the run was interrupted.
     """
     names = envs.select_tasks(env, tasks)
@@ -71,7 +70,7 @@ def generate(
         print(f"{out} is complete: nothing to do")
         return record
     jobs = [
-        Job(task, episode, out / EPISODES / task / f"{episode:06d}.npz")
+        Recording(task, episode, out / EPISODES / task / f"{episode:06d}.npz")
         for task in names
         for episode in range(episodes)
     ]
@@ -86,7 +85,7 @@ def generate(
 
 
 def _complete(
-    record: dict[str, Any], jobs: Sequence[Job], workers: int, out: Path
+    record: dict[str, Any], jobs: Sequence[Recording], workers: int, out: Path
 ) -> dict[str, Any]:
     """Records what is missing, then writes the dataset and the results."""
     arguments = record["arguments"]
@@ -158,7 +157,7 @@ def _dump(path: Path, record: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _record(env: str, seed: int, jobs: Sequence[Job], workers: int) -> int:
+def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int) -> int:
     """Records the episodes that are missing; returns the frames drawn for them."""
     missing = iter([job for job in jobs if not job.file.exists()])
     drawn = 0
@@ -171,12 +170,12 @@ def _record(env: str, seed: int, jobs: Sequence[Job], workers: int) -> int:
     return drawn
 
 
-def _in_workers(env: str, seed: int, jobs: Iterator[Job], workers: int) -> Iterator[Job]:
+def _in_workers(env: str, seed: int, jobs: Iterator[Recording], workers: int) -> Iterator[Recording]:
     """Yields jobs as they are done, in any order. The processes end with the iteration."""
     pool = [
         Worker("data_pipelines.recording:serve", env=env, seed=seed) for _ in range(max(workers, 0))
     ]
-    busy: dict[Any, tuple[Worker, Job]] = {}
+    busy: dict[Any, tuple[Worker, Recording]] = {}
 
     def start(worker: Worker) -> None:
         job = next(jobs, None)
@@ -208,7 +207,7 @@ def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
         os.replace(file, out / file.name)
 
 
-def _results(tasks: Sequence[str], summaries: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -> dict[str, Any]:
     results: dict[str, Any] = {"tasks": {}, "failed": []}
     for task in tasks:
         of_task = [(job, summary) for job, summary in summaries.items() if job.task == task]

@@ -72,11 +72,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         dataset, "val", batch_size=batch_size, context=config.data.context, **processes
     )
     windows = statistics.num_steps / config.data.context
-    steps = (
-        config.steps
-        if config.steps is not None
-        else round(config.epochs * windows / config.data.batch_size)
-    )
+    steps = config.steps
+    if steps is None:
+        steps = round(config.epochs * windows / config.data.batch_size)
 
     # ---- network ------------------------------------------------------------------------------------------------
     tokenizer = None
@@ -194,9 +192,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             batch = to_device(next(train_batches))
             waited += time.perf_counter() - before
             state, metrics = update(state, batch, jnp.int32(step))
-            if (
-                pending is not None
-            ):  # the step before this one: the device is never left without work
+            # Metrics of the step before this one: the device is never left without work.
+            if pending is not None:
                 check_finite(pending[0], jax.device_get(pending[1]), checkpoints)
             pending = (step, metrics)
 
@@ -217,26 +214,21 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 clock, waited, since = time.perf_counter(), 0.0, step
             if step % config.validate_every == 0 or step == steps:
-                first_batches = islice(
-                    held_out, -(-config.validation_windows // config.data.batch_size)
-                )
-                scores = _average(
-                    [(validate(state, to_device(b)), int(b["mask"].sum())) for b in first_batches]
-                )
+                count = -(-config.validation_windows // config.data.batch_size)
+                scores = _average([
+                    (validate(state, to_device(b)), int(b["mask"].sum())) for b in islice(held_out, count)
+                ])  # fmt: skip
                 writer.write(step, {f"val/{name}": value for name, value in scores.items()})
-                bar.write(
-                    f"step {step}: "
-                    + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-                )
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                bar.write(f"step {step}: {shown}")
             if step % config.checkpoint_every == 0 or step == steps:
                 check_finite(step, jax.device_get(metrics), checkpoints)
                 save(step)
             if step % config.validate_every == 0 or step % config.checkpoint_every == 0:
                 clock, waited, since = time.perf_counter(), 0.0, step
     print(f"Trained {steps} steps. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}")
-    print(
-        f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={dataset.metadata['name']} --split=test"
-    )
+    env = dataset.metadata["name"]
+    print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
 
 
 def _action_error(
@@ -255,11 +247,8 @@ def _action_error(
     )
     error = jnp.abs(network.adapter.decode(tokens) - batch.action[rows, newest])
     exists = seen.mask.any(1)[:, None]
-    error = (
-        jnp.where(exists, error, 0).sum(0)
-        / jnp.maximum(exists.sum(), 1)
-        * jnp.array(metadata["action_scale"])
-    )
+    error = jnp.where(exists, error, 0).sum(0) / jnp.maximum(exists.sum(), 1)
+    error = error * jnp.array(metadata["action_scale"])
     names = zip(metadata["action_names"], metadata["action_units"], strict=True)
     return {f"error_{name}_{unit}": error[i] for i, (name, unit) in enumerate(names)}
 
@@ -272,13 +261,8 @@ def _average(scores: list[tuple[dict[str, jax.Array], int]]) -> dict[str, float]
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for numbers that cannot be."""
-    for key in (
-        "data.context",
-        "data.batch_size",
-        "log_every",
-        "validate_every",
-        "checkpoint_every",
-    ):
+    keys = ("data.context", "data.batch_size", "log_every", "validate_every", "checkpoint_every")
+    for key in keys:
         value = functools.reduce(getattr, key.split("."), config)
         if value < 1:
             raise UserError(f"config.{key}: expected at least 1, found {value}")

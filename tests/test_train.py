@@ -1,5 +1,6 @@
 """The training program: resume after a kill, NaN, several devices, bad input. Real processes and files."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import pytest
 from mllm_act import config as configuration
 from mllm_act import train
 from mllm_act.errors import UserError
+from mllm_act.models import presets
+from mllm_act.models.layers import LoRA
 from mllm_act.training import checkpoint
 from tests.data_pipelines import tiny_rlds
 
@@ -59,15 +62,15 @@ def command(data: Path, workdir: Path, **overrides: Any) -> list[str]:
     ]
 
 
-def arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of the last checkpoint, without a model to fit them to."""
+def arrays(workdir: Path, *items: str) -> dict[str, np.ndarray]:
+    """Reads the arrays of the last checkpoint's items, without a model to fit them to."""
     import orbax.checkpoint as ocp
 
     found, step = checkpoint.find(workdir)
     result = {}
-    for item in ("trained", "optimizer"):
+    for item in items:
         tree = ocp.StandardCheckpointer().restore(found / "checkpoints" / str(step) / item)
-        result |= {f"{item}/{name}": np.asarray(value) for name, value in tree.items()}
+        result |= {name: np.asarray(value) for name, value in tree.items()}
     return result
 
 
@@ -90,10 +93,11 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_pat
     assert checkpoint.find(killed)[1] < STEPS
     subprocess.run(command(data, killed), cwd=ROOT, check=True, capture_output=True)
 
-    expected, found = arrays(tmp_path / "whole"), arrays(killed)
-    assert expected.keys() == found.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    for item in ("trained", "optimizer"):
+        expected, found = arrays(tmp_path / "whole", item), arrays(killed, item)
+        assert expected.keys() == found.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=f"{item}/{name}")
     assert losses(killed) == losses(tmp_path / "whole")
     assert sorted(losses(killed)) == list(range(1, STEPS + 1))
 
@@ -110,6 +114,33 @@ def test_two_devices_compute_what_one_does(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         [four[s] for s in range(1, 5)], [one[s] for s in range(1, 5)], rtol=1e-4
     )
+
+
+def test_what_is_frozen_stays_to_the_bit_and_has_no_optimizer_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's way: LoRA, Perceiver and adapter are trained; vision encoder and language base are not."""
+
+    def with_lora(cameras: tuple[str, ...], history: str) -> presets.Preset:
+        tiny = presets.tiny(cameras, history)
+        language = dataclasses.replace(tiny.model.language, lora=LoRA(rank=2))
+        model = dataclasses.replace(tiny.model, language=language)
+        rules = ((r"lora_", True), (r"perceiver/|adapter/", True), (r".", False))
+        return presets.Preset(model, rules, tiny.text_tokenizer)
+
+    monkeypatch.setitem(presets.PRESETS, "tiny_lora", with_lora)
+    run(data, tmp_path / "before", preset="tiny_lora", steps=0)
+    run(data, tmp_path / "after", preset="tiny_lora", steps=3)
+    before, after = (arrays(tmp_path / name, "frozen") for name in ("before", "after"))
+    assert before.keys() == after.keys() and any("vision/blocks" in name for name in before)
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array, err_msg=name)
+    trained = arrays(tmp_path / "after", "trained")
+    untouched = arrays(tmp_path / "before", "trained")
+    moved = {name for name in trained if not np.array_equal(trained[name], untouched[name])}
+    assert {"mllm/language/blocks/q/lora_b", "adapter/head"} <= moved
+    moments = [name for name in arrays(tmp_path / "after", "optimizer") if "mllm/" in name]
+    assert moments and all("lora_" in name or "perceiver/" in name for name in moments)
 
 
 def test_nan_stops_the_run_and_names_step_and_last_good_checkpoint(
