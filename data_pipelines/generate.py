@@ -170,7 +170,9 @@ def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int) -> int
     return drawn
 
 
-def _in_workers(env: str, seed: int, jobs: Iterator[Recording], workers: int) -> Iterator[Recording]:
+def _in_workers(
+    env: str, seed: int, jobs: Iterator[Recording], workers: int
+) -> Iterator[Recording]:
     """Yields jobs as they are done, in any order. The processes end with the iteration."""
     pool = [
         Worker("data_pipelines.recording:serve", env=env, seed=seed) for _ in range(max(workers, 0))

@@ -297,9 +297,10 @@ class TrainBatches(Iterator[Batch]):
 class EvalBatches:
     """One pass over a split in the order of its files, each time it is iterated; unshuffled.
 
-    Windows start at each episode's first step. The last batch is filled up with windows of zeros
-    whose mask is False, and where there are several processes, all have the same number of batches
-    (``len``), so that none waits for another in a collective step; one without a file has only such.
+    All of its windows, or ``windows`` of them (give or take) spread evenly over it. Windows start
+    at each episode's first step. The last batch is filled up with windows of zeros whose mask is
+    False, and where there are several processes, all have the same number of batches (``len``), so
+    that none waits for another in a collective step; one without a file has only such.
     """
 
     def __init__(
@@ -309,6 +310,7 @@ class EvalBatches:
         *,
         batch_size: int,
         context: int,
+        windows: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
@@ -317,11 +319,13 @@ class EvalBatches:
         self._split = dataset.split(split)
         self._share = _share(self._split, process_index, process_count)
         self._batch_size, self._context = batch_size, context
-        windows = -(-read_actions(dataset, split).lengths // context)
+        of_episode = -(-read_actions(dataset, split).lengths // context)
+        self._every = max(1, int(of_episode.sum()) // windows) if windows else 1
         ends = np.cumsum(self._split.episodes)
-        of_file = [int(part.sum()) for part in np.split(windows, ends[:-1])]
+        of_file = [int(part.sum()) for part in np.split(of_episode, ends[:-1])]
         most = max(sum(of_file[index::process_count]) for index in range(process_count))
-        self._batches = -(-most // batch_size)
+        kept = -(-most // self._every)
+        self._batches = -(-kept // batch_size)
 
     def __len__(self) -> int:
         return self._batches
@@ -331,6 +335,7 @@ class EvalBatches:
             tf.data.TFRecordDataset(tf.constant(self._share.files, tf.string))
             .map(lambda record: _cut(record, self._dataset, tf.constant(0), self._context))
             .unbatch()
+            .shard(self._every, 0)  # every n-th, before anything is decoded
         )
         empty = {
             key: tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)

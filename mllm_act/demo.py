@@ -62,7 +62,7 @@ def main() -> None:
     data = out / "data"
     call(
         "Demonstrations: scripted experts in MuJoCo, written as RLDS",
-        *f"-m data_pipelines.generate --env=metaworld --tasks={TASKS} --episodes=40 --out={data} --workers=2".split(),
+        *f"-m data_pipelines.generate --env=metaworld --tasks={TASKS} --episodes=40 --out={data}".split(),
     )
     policies = {}
     for adapter in chosen:
@@ -81,16 +81,10 @@ def main() -> None:
                 f"--workdir={tokenizer}",
             )
             train.append(f"--config.tokenizer={tokenizer}")
-        if (
-            "untrained" not in policies
-        ):  # before training, the head's choice is as good as any other
-            policies = {"untrained": out / "policy_untrained", **policies}
-            call(
-                "An untrained policy",
-                *train,
-                "--config.steps=0",
-                f"--workdir={policies['untrained']}",
-            )
+        if "untrained" not in policies:  # one adapter's first guesses are as good as another's
+            policies = {"untrained": out / f"policy_untrained_{adapter}", **policies}
+            workdir = f"--workdir={policies['untrained']}"
+            call("An untrained policy", *train, "--config.steps=0", workdir)
         call(f"Policy with the {adapter} adapter", *train, f"--workdir={policies[adapter]}")
     for name, workdir in policies.items():
         call(

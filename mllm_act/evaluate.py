@@ -12,8 +12,9 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
 from mllm_act.intervals import wilson
 from mllm_act.policy import Policy
+from mllm_act.training import checkpoint
 
 
-def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int) -> None:
-    """Plays all episodes with the policy, filling in their results."""
+def rollout(
+    policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
+) -> Iterator[Episode]:
+    """Plays all episodes with the policy, filling in their results, and yields each when it ends."""
     sentences = envs.instructions(pool.spec.name)
     texts = [""] * pool.num_envs
     memory = policy.start(pool.num_envs)
@@ -46,7 +50,7 @@ def rollout(policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
         action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory)
         return action[sorted(playing)]
 
-    play.play(pool, episodes, horizon, decide, "evaluate")
+    yield from play.play(pool, episodes, horizon, decide, "evaluate")
 
 
 def summarize(episodes: list[Episode]) -> list[dict[str, Any]]:
@@ -81,40 +85,35 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(
-    out: Path,
-    episodes: list[Episode],
-    rows: list[dict[str, Any]],
-    summary: dict[str, Any],
-    fps: float,
+def write_video(folder: Path, episode: Episode, hertz: float) -> None:
+    """Writes an episode's frames in real time, named for its task, and drops them from memory."""
+    folder.mkdir(exist_ok=True)
+    frames = np.stack(episode.frames or [])
+    episode.frames = None
+    path = folder / f"{episode.job.task}.mp4"
+    iio.imwrite(path, frames, fps=hertz, codec="libx264", macro_block_size=1)
+
+
+def write_results(
+    folder: Path, episodes: list[Episode], rows: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Writes the results; each file appears whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        partial = Path(scratch)
-        with (partial / "episodes.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["task", "configuration", "seed", "success", "steps"])
-            writer.writerows([*e.job, int(e.success), e.steps] for e in episodes)
-        with (partial / "tasks.csv").open("w", newline="") as file:
-            columns = csv.DictWriter(file, list(rows[0]))
-            columns.writeheader()
-            columns.writerows(rows)
-        (partial / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (out / "videos").mkdir(exist_ok=True)
-        for episode in episodes:
-            if episode.frames:
-                name = f"{episode.job.task}.mp4"
-                iio.imwrite(
-                    partial / name,
-                    np.stack(episode.frames),
-                    fps=fps,
-                    codec="libx264",
-                    macro_block_size=1,
-                )
-                os.replace(partial / name, out / "videos" / name)
-        for name in ("episodes.csv", "tasks.csv", "summary.json"):
-            os.replace(partial / name, out / name)
+    """Writes ``episodes.csv``, ``tasks.csv`` and ``summary.json``."""
+    with (folder / "episodes.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "configuration", "seed", "success", "steps"])
+        writer.writerows([*e.job, int(e.success), e.steps] for e in episodes)
+    with (folder / "tasks.csv").open("w", newline="") as file:
+        columns = csv.DictWriter(file, list(rows[0]))
+        columns.writeheader()
+        columns.writerows(rows)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Moves finished results into ``out``; those of an earlier evaluation are replaced, videos too."""
+    shutil.rmtree(out / "videos", ignore_errors=True)
+    for path in folder.iterdir():
+        os.replace(path, out / path.name)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -129,9 +128,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--env", default="metaworld", help="the environment (default: metaworld)")
     add("--split", default="test", help="start/goal configurations: train or test (default: test)")
     add("--tasks", help="task names or groups, comma-separated (default: those trained on)")
-    add("--episodes", type=int, default=1, help="episodes a configuration and task (default: 1)")
     add("--horizon", type=int, help="most steps of an episode (default: the environment's own)")
-    add("--seed", type=int, default=0, help="of the first episode of a configuration (default: 0)")
+    add("--seed", type=int, default=0, help="of the episodes (default: 0)")
     add(
         "--envs",
         type=int,
@@ -145,7 +143,7 @@ def arguments() -> argparse.ArgumentParser:
         help="simulator processes (default: one a core)",
     )
     add("--no-videos", action="store_true", help="write no video of each task's first episode")
-    add("--out", type=Path, help="output folder (default: CHECKPOINT/evaluation/SPLIT)")
+    add("--out", type=Path, help="output folder (default: RUN/evaluation/SPLIT)")
     return parser
 
 
@@ -153,10 +151,15 @@ def main() -> None:
     """Runs the program."""
     args = arguments().parse_args()
     spec = envs.spec(args.env)
-    for key in ("episodes", "envs", "workers", "horizon"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise UserError(f"--{key}: expected at least 1, found {value}")
+    horizon = spec.horizon if args.horizon is None else args.horizon
+    if not 1 <= horizon <= spec.horizon:
+        raise UserError(
+            f"--horizon: expected 1 to {spec.horizon}, {args.env}'s own, found {horizon}"
+        )
+    for key in ("envs", "workers"):
+        if getattr(args, key) < 1:
+            raise UserError(f"--{key}: expected at least 1, found {getattr(args, key)}")
+    workdir, _ = checkpoint.find(args.checkpoint)
     policy = Policy.load(args.checkpoint)
     trained_on = policy.meta["dataset"]
     if trained_on["name"] != args.env:
@@ -169,25 +172,26 @@ def main() -> None:
         args.tasks or ",".join(trained_on["tasks"]),
         args.split,
         args.seed,
-        args.episodes,
         videos=not args.no_videos,
     )
-    horizon = args.horizon or spec.horizon
-    with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
-        rollout(policy, pool, episodes, horizon)
-
-    rows = summarize(episodes)
-    out = args.out or args.checkpoint / "evaluation" / args.split
-    summary = {
-        "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
-        "adapter": policy.meta["network"]["adapter"], "split": args.split, "seed": args.seed,
-        "horizon": horizon, "envs": args.envs, "tasks": rows,
-    }  # fmt: skip
-    write(out, episodes, rows, summary, spec.control_hz)
+    out = args.out or workdir / "evaluation" / args.split
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
+        with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
+            for episode in rollout(policy, pool, episodes, horizon):
+                if episode.frames is not None:
+                    write_video(Path(scratch, "videos"), episode, spec.control_hz)
+        rows = summarize(episodes)
+        summary = {
+            "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
+            "adapter": policy.meta["network"]["adapter"], "split": args.split, "seed": args.seed,
+            "horizon": horizon, "envs": args.envs, "tasks": rows,
+        }  # fmt: skip
+        write_results(Path(scratch), episodes, rows, summary)
+        publish(Path(scratch), out)
     print(table(rows))
-    print(
-        f"Wrote episodes.csv, tasks.csv, summary.json{'' if args.no_videos else ' and videos/'} to {out}"
-    )
+    names = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
+    print(f"Wrote {names} to {out}")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Statistics:
     def normalize_action(self, action: Array) -> Array:
         """Maps [..., A] linearly so that the training split fills [-1, 1] in each dimension.
 
-        The identity, to the bit, where it fills it already; a dimension that never changed passes
-        through. Actions beyond the training split's go beyond [-1, 1]: nothing is clipped here.
+        The identity, to the bit, where it fills it already; a dimension that never changed becomes
+        0. Actions beyond the training split's go beyond [-1, 1]: nothing is clipped here.
         """
         centre, half = self._action_box()
         return (action - centre) / half
@@ -87,7 +87,7 @@ class Statistics:
     def _action_box(self) -> tuple[np.ndarray, np.ndarray]:
         low, high = np.array(self.action.min), np.array(self.action.max)
         constant = _constant(self.action)
-        centre = np.where(constant, 0.0, (high + low) / 2)
+        centre = (high + low) / 2
         half = np.where(constant, 1.0, (high - low) / 2)
         return centre.astype(np.float32), half.astype(np.float32)
 

@@ -116,7 +116,7 @@ class Policy:
           Actions in the environment's own numbers, and the new memory.
 
         Raises:
-          UserError: if a camera the policy sees is missing, or an image has another dtype or shape.
+          UserError: if a camera the policy sees is missing, or something has another dtype or shape.
         """
         for camera in self._cameras:
             image = images.get(camera)
@@ -127,6 +127,12 @@ class Policy:
                     else f"cameras {sorted(images)}"
                 )
                 raise UserError(f"images[{camera!r}]: expected uint8[B, H, W, 3], found {found}")
+        batch, proprios = len(first), len(self.meta["statistics"]["proprio"]["mean"])
+        if proprio.shape != (batch, proprios) or len(instructions) != batch:
+            raise UserError(
+                f"expected proprio[{batch}, {proprios}] and {batch} instructions for {batch} episodes, found "
+                f"proprio{list(proprio.shape)} and {len(instructions)}"
+            )
         ids, exists = self._prompt_tokens(instructions)
         action, memory = self._step(
             self._parameters,

@@ -34,7 +34,7 @@ class Prompt:
         """Returns the token ids of the prompt for one instruction."""
         return (
             _tokenizer(self.tokenizer_json)
-            .encode(self.template.format(instruction=instruction))
+            .encode(self.template.replace("{instruction}", instruction))
             .ids
         )
 
@@ -114,7 +114,7 @@ def build(
     if "{instruction}" not in template:
         raise UserError(f"prompt_template: expected {{instruction}} in it, found {template!r}")
     if text_tokenizer == "trained":
-        texts = [template.format(instruction=instruction) for instruction in instructions]
+        texts = [template.replace("{instruction}", instruction) for instruction in instructions]
         return Prompt(template, train_tokenizer(texts, action_tokens), length)
     path = Path(text_tokenizer)
     if not path.is_file():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -34,14 +35,19 @@ Through = Callable[[Float[np.ndarray, "n A"]], Float[np.ndarray, "n A"]]
 
 
 def through_tokenizer(model: ActionTokenizer, statistics: Statistics, batch: int) -> Through:
-    """Encode then decode for up to ``batch`` actions (the environment's own numbers) at a time."""
+    """Encode, then decode as the policy does (within the demonstrations' range).
+
+    For up to ``batch`` actions (the environment's own numbers) at a time.
+    """
     graph, variables = nnx.split(model)
 
     @jax.jit
     def once(variables: nnx.State, action: jax.Array) -> jax.Array:
         network = nnx.merge(graph, variables)
         normalized = statistics.normalize_action(action)
-        return statistics.unnormalize_action(network.decode(network.encode(normalized)))
+        return statistics.unnormalize_action(
+            jnp.clip(network.decode(network.encode(normalized)), -1, 1)
+        )
 
     def through(action: np.ndarray) -> np.ndarray:
         padded = np.zeros((batch, action.shape[-1]), np.float32)
@@ -62,7 +68,9 @@ def replay(
         actions = pool.expert_actions(sorted(playing))
         return actions if through is None else through(actions)
 
-    play.play(pool, episodes, horizon, decide, "expert" if through is None else "replay")
+    name = "expert" if through is None else "replay"
+    for _ in play.play(pool, episodes, horizon, decide, name):
+        pass  # the results are in the episodes
 
 
 def rows(replayed: Sequence[Episode], expert: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -103,7 +111,7 @@ def measure(
     split: str = "test",
     seed: int = 0,
     num_envs: int = 16,
-    workers: int | None = None,
+    workers: int = os.cpu_count() or 1,
 ) -> list[dict[str, Any]]:
     """Replays a split with and without the tokenizer, writes ``out/replay.csv``, returns its rows.
 
@@ -113,7 +121,7 @@ def measure(
     names = ",".join(tasks)
     replayed, expert = (play.episodes(env, names, split, seed) for _ in range(2))
     num_envs = min(num_envs, len(expert))
-    with EnvPool(env, num_envs, workers or os.cpu_count() or 1, render=False) as pool:
+    with EnvPool(env, num_envs, workers, render=False) as pool:
         if len(pool.spec.action_names) != model.config.action_dim:
             raise UserError(
                 f"expected a tokenizer of the {len(pool.spec.action_names)} action dimensions of "

@@ -8,7 +8,6 @@ Run again with the same command, it goes on from the newest checkpoint in ``--wo
 import dataclasses
 import functools
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
 
-# What a resumed run may be given otherwise; the data's bytes are compared by the iterator.
+# What a resumed run may be given otherwise. The data's bytes are compared by the iterator, the tokenizer by what it
+# makes of the network and of the statistics; on another mesh sums are rounded otherwise.
 FREE = tuple(
     f"config.{key}"
     for key in (
@@ -48,6 +48,8 @@ FREE = tuple(
         "mesh",
     )
 )
+
+Scores = tuple[dict[str, jax.Array], jax.Array]  # means by name, and of how many they are
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -69,12 +71,17 @@ def main(config: ConfigDict, workdir: Path) -> None:
         **processes,
     )
     held_out = pipeline.EvalBatches(
-        dataset, "val", batch_size=batch_size, context=config.data.context, **processes
+        dataset,
+        "val",
+        batch_size=batch_size,
+        context=config.data.context,
+        windows=config.validation_windows,
+        **processes,
     )
     windows = statistics.num_steps / config.data.context
     steps = config.steps
     if steps is None:
-        steps = round(config.epochs * windows / config.data.batch_size)
+        steps = max(1, round(config.epochs * windows / config.data.batch_size))
 
     # ---- network ------------------------------------------------------------------------------------------------
     tokenizer = None
@@ -86,6 +93,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             )
         tokenizer = tokenizer_checkpoint.load(Path(config.tokenizer))
         dataset.expect(action_dim=tokenizer.config.action_dim)
+        _check_tokenizer(config, tokenizer, dataset)
         # Codes mean what they meant in stage one: its normalisation of actions is kept.
         statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
     description = networks.Description(
@@ -129,10 +137,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
         "provenance": provenance(),
     })  # fmt: skip
     checkpoints = Checkpointer(workdir)
-    first = checkpoints.latest_step or 0
-    if first:
+    first = checkpoints.latest_step
+    if first is not None:
         saved = checkpoints.meta(first)
-        check_same_run({"config": saved["config"]}, {"config": meta["config"]}, FREE, workdir)
+        check_same_run(saved, meta, ("config", "network", "statistics", "prompt"), FREE, workdir)
         train_batches.restore(saved["iterator"])
         like = {item: rules.flatten(tree) for item, tree in state.items()}
         restored = checkpoints.restore(first, like)
@@ -152,19 +160,26 @@ def main(config: ConfigDict, workdir: Path) -> None:
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
         updates, optimizer_state = tx.update(gradients, state["optimizer"], state["trained"])
         trained = optax.apply_updates(state["trained"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **metrics}
+        norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
+        metrics = {"loss": loss, **norms, **metrics}
         return {**state, "trained": trained, "optimizer": optimizer_state}, metrics
 
-    def validate(state: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+    def validate(state: dict[str, Any], batch: Batch) -> tuple[Scores, Scores]:
         network = nnx.merge(graph, state["trained"], state["frozen"])
         loss, metrics = network.loss(batch)
-        return {"loss": loss, **metrics, **_action_error(network, batch, dataset.metadata)}
+        steps = batch.observation.mask.sum()
+        error, windows = _action_error(network, batch, dataset.metadata)
+        return ({"loss": loss, **metrics}, steps), (error, windows)
 
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     validate = jax.jit(validate)
 
+    known = {text: prompt.encode(text) for text in statistics.instructions}
+
     def to_device(read: dict[str, Any]) -> Batch:
-        ids, exists = prompt.tokens([text.decode() for text in read["instruction"]])
+        texts = [text.decode() for text in read["instruction"]]
+        encoded = [known[text] if text in known else prompt.encode(text) for text in texts]
+        ids, exists = prompts.pad(encoded, prompt.length)
         seen = {"images": read["images"], "proprio": read["proprio"], "mask": read["mask"]}
         batch = Batch(Observation(**seen, prompt=ids, prompt_mask=exists), read["action"])  # type: ignore[arg-type]
         batch_format.check(batch)
@@ -175,9 +190,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
         items = {item: rules.flatten(tree) for item, tree in state.items()}
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
+    if steps == 0 and first is None:  # the untrained policy, to compare with
+        save(0)
+    first = first or 0
     with checkpoints, MetricsWriter(workdir, first) as writer:
-        if steps == 0:  # the untrained policy, to compare with
-            save(0)
         bar = tqdm(
             range(first + 1, steps + 1),
             initial=first,
@@ -214,10 +230,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 clock, waited, since = time.perf_counter(), 0.0, step
             if step % config.validate_every == 0 or step == steps:
-                count = -(-config.validation_windows // config.data.batch_size)
-                scores = _average([
-                    (validate(state, to_device(b)), int(b["mask"].sum())) for b in islice(held_out, count)
-                ])  # fmt: skip
+                found = [jax.device_get(validate(state, to_device(read))) for read in held_out]
+                scores = _average([one for one, _ in found]) | _average([one for _, one in found])
                 writer.write(step, {f"val/{name}": value for name, value in scores.items()})
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 bar.write(f"step {step}: {shown}")
@@ -231,10 +245,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
     print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
 
 
-def _action_error(
-    network: networks.PolicyNetwork, batch: Batch, metadata: Any
-) -> dict[str, jax.Array]:
-    """Decodes the newest step of every window, and returns the mean absolute error in physical units."""
+def _action_error(network: networks.PolicyNetwork, batch: Batch, metadata: Any) -> Scores:
+    """Decodes the newest step of every window greedily.
+
+    Returns:
+      The mean absolute error in physical units, and the number of windows it is of.
+    """
     seen, rows = batch.observation, jnp.arange(len(batch.action))
     newest = jnp.maximum(seen.mask.sum(1) - 1, 0)
     tokens = network.act(
@@ -250,19 +266,26 @@ def _action_error(
     error = jnp.where(exists, error, 0).sum(0) / jnp.maximum(exists.sum(), 1)
     error = error * jnp.array(metadata["action_scale"])
     names = zip(metadata["action_names"], metadata["action_units"], strict=True)
-    return {f"error_{name}_{unit}": error[i] for i, (name, unit) in enumerate(names)}
+    errors = {f"error_{name}_{unit}": error[i] for i, (name, unit) in enumerate(names)}
+    return errors, exists.sum()
 
 
-def _average(scores: list[tuple[dict[str, jax.Array], int]]) -> dict[str, float]:
+def _average(scores: list[Scores]) -> dict[str, float]:
     """Averages scores with their weights."""
-    total = sum(weight for _, weight in scores)
-    return {name: sum(float(s[name]) * w for s, w in scores) / total for name in scores[0][0]}
+    total = sum(float(weight) for _, weight in scores)
+    return {
+        name: sum(float(values[name]) * float(weight) for values, weight in scores) / total
+        for name in scores[0][0]
+    }
 
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for numbers that cannot be."""
-    keys = ("data.context", "data.batch_size", "log_every", "validate_every", "checkpoint_every")
-    for key in keys:
+    if config.steps is not None and config.steps < 0:
+        raise UserError(f"config.steps: expected at least 0, found {config.steps}")
+    data = ("data.context", "data.batch_size")
+    every = ("log_every", "validate_every", "checkpoint_every", "validation_windows")
+    for key in data + every:
         value = functools.reduce(getattr, key.split("."), config)
         if value < 1:
             raise UserError(f"config.{key}: expected at least 1, found {value}")
@@ -271,6 +294,25 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"config.data.batch_size: expected a multiple of mesh data x fsdp = {parts}, found {config.data.batch_size}"
         )
+
+
+def _check_tokenizer(
+    config: ConfigDict, tokenizer: tokenizer_checkpoint.LoadedTokenizer, dataset: rlds.Dataset
+) -> None:
+    """Raises UserError if the tokenizer is of the other kind, or of another environment's actions."""
+    kind = "vq" if tokenizer.config.quantizers == 1 else "rvq"
+    if kind != config.adapter:
+        raise UserError(
+            f"config.tokenizer={config.tokenizer}: expected one for the adapter {config.adapter!r}, found one of "
+            f"{tokenizer.config.quantizers} codebook(s); train it with --config=configs/tokenizer/...:{config.adapter}"
+        )
+    for key in ("name", "action_names", "action_scale"):
+        expected, found = dataset.metadata[key], tokenizer.metadata[key]
+        if list(expected) != list(found):
+            raise UserError(
+                f"config.tokenizer={config.tokenizer}: {key}: expected {expected!r} as in {dataset.directory}, found "
+                f"{found!r}; train a tokenizer on this data set"
+            )
 
 
 if __name__ == "__main__":

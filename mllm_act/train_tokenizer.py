@@ -73,14 +73,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step or 0
     if first:
-        before = checkpoints.meta(first)
-        compared = ("config", "statistics", "tokenizer")
-        check_same_run(
-            {part: before.get(part, {}) for part in compared},
-            {part: meta[part] for part in compared},
-            FREE,
-            workdir,
-        )
+        parts = ("config", "statistics", "tokenizer")
+        check_same_run(checkpoints.meta(first), meta, parts, FREE, workdir)
         like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
         saved = checkpoints.restore(first, like)
         nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))

@@ -29,7 +29,7 @@ CLOSED = {
         "mllm_act.models",
         "mllm_act.adapters",
         "mllm_act.tokenizer",
-        "mllm_act.training.state",
+        "mllm_act.training",
         "mllm_act.rl",
         "mllm_act.policy",
     ),

@@ -94,6 +94,40 @@ def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimiz
     assert [name for name in optimizer if "adapter/head" in name]
 
 
+def test_a_tokenizer_of_the_other_kind_or_another_environment_is_refused(
+    home: Path, tmp_path: Path
+) -> None:
+    given = {"data.directory": str(home / "data"), "data.batch_size": 4, "steps": 3}
+    given["tokenizer"] = str(home / "tokenizer")
+    with pytest.raises(UserError, match=r"for the adapter 'vq', found one of 2 codebook"):
+        train.main(configure("policy/metaworld.py:vq", **given), tmp_path / "vq")
+    shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
+    [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")
+    path.write_text(path.read_text().replace('"name": "metaworld"', '"name": "elsewhere"'))
+    given["tokenizer"] = str(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="name: expected 'metaworld' .* found 'elsewhere'"):
+        train.main(configure("policy/metaworld.py:rvq", **given), tmp_path / "rvq")
+
+
+def test_resuming_with_a_tokenizer_of_other_actions_is_refused(home: Path, tmp_path: Path) -> None:
+    """Its normalisation would not be that of the codes in the checkpoint."""
+    shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(home / "policy", tmp_path / "policy")
+    [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")
+    meta = json.loads(path.read_text())
+    meta["statistics"]["action"]["max"][0] = 2.0
+    path.write_text(json.dumps(meta))
+    config = configure("policy/metaworld.py:rvq")
+    config.update(
+        json.loads(next((home / "policy").glob("checkpoints/*/meta/metadata")).read_text())[
+            "config"
+        ]
+    )
+    config.tokenizer = str(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"statistics.action.max: expected .* as in the checkpoint"):
+        train.main(config, tmp_path / "policy")
+
+
 def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home: Path) -> None:
     """Frame by frame through the policy's memory equals whole windows through the network."""
     policy = Policy.load(home / "policy")
@@ -130,14 +164,21 @@ def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
         episodes = [Episode(Job(task, c, 0)) for task in TASKS for c in (40, 41)]
         episodes[0].frames = []
         with EnvPool("metaworld", 2, workers) as pool:
-            evaluate.rollout(policy, pool, episodes, horizon=6)
+            ended = list(evaluate.rollout(policy, pool, episodes, horizon=6))
+        assert sorted(e.job for e in ended) == sorted(e.job for e in episodes)
         found.append([(e.job, e.steps, e.success) for e in episodes])
         assert all(e.success or e.steps == 6 for e in episodes)
     assert found[0] == found[1]
     rows = evaluate.summarize(episodes)
     assert [row["task"] for row in rows] == [*TASKS, "mean"] and rows[-1]["episodes"] == 4
-    out = tmp_path / "run" / "evaluation" / "test"
-    evaluate.write(out, episodes, rows, {"tasks": rows}, fps=80)
+    out, scratch = tmp_path / "run" / "evaluation" / "test", tmp_path / "scratch"
+    (out / "videos").mkdir(parents=True)
+    (out / "videos" / "of-an-earlier-evaluation.mp4").touch()
+    scratch.mkdir()
+    evaluate.write_video(scratch / "videos", episodes[0], 80)
+    evaluate.write_results(scratch, episodes, rows, {"tasks": rows})
+    evaluate.publish(scratch, out)
+    assert [path.name for path in (out / "videos").iterdir()] == [f"{TASKS[0]}.mp4"]
     assert (out / "videos" / f"{TASKS[0]}.mp4").stat().st_size > 1000
     assert len((out / "episodes.csv").read_text().splitlines()) == 5
     assert json.loads((out / "summary.json").read_text())["tasks"] == rows

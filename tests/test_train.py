@@ -158,6 +158,22 @@ def test_nan_stops_the_run_and_names_step_and_last_good_checkpoint(
     assert np.isfinite(losses(tmp_path)[step])
 
 
+def test_the_last_good_checkpoint_has_finite_weights(data: Path, tmp_path: Path) -> None:
+    """One update of a size that no float holds: the loss before it was fine, what it left is not."""
+    overrides = {"optimizer.learning_rate": 1e38, "optimizer.warmup": 0.0, "checkpoint_every": 1}
+    with pytest.raises(UserError, match=r"weight_norm inf|weight_norm nan"):
+        run(data, tmp_path, **overrides)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.find(tmp_path)
+
+
+def test_an_untrained_policy_is_not_taken_for_anothers(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, steps=0)
+    run(data, tmp_path, steps=0)
+    with pytest.raises(UserError, match="config.adapter: expected 'uniform'"):
+        run(data, tmp_path, steps=0, adapter="regression")
+
+
 def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, steps=2)
     with pytest.raises(
@@ -175,10 +191,13 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"bins": 513}, "at most 512 codes"),
         ({"prompt_tokens": 3}, "prompt_tokens"),
         ({"prompt_template": "do it"}, r"expected \{instruction\}"),
-        ({"mesh.data": 3}, "mesh: expected sizes"),
+        ({"mesh.data": 3}, "config.mesh: expected sizes"),
         ({"history": "all"}, "history"),
         ({"data.directory": "/nowhere"}, "no such directory"),
         ({"data.context": 0}, "data.context"),
+        ({"steps": -1}, "config.steps"),
+        ({"validation_windows": 0}, "validation_windows"),
+        ({"mesh.fsdp": 0}, "config.mesh"),
     ],
 )
 def test_bad_config_is_one_clear_error(

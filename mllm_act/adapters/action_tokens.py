@@ -62,7 +62,9 @@ class ActionTokenAdapter(Adapter):
     def _log_probs(
         self, hidden: Float[Array, "... D"], prefix: Int[Array, "... j"]
     ) -> Float[Array, "... K"]:
-        logits = hidden @ self.head[...].astype(hidden.dtype).T
+        head = self.head[...].astype(hidden.dtype)
+        # Sums are kept in float32: 512 logits rounded to bfloat16 would tie.
+        logits = jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
         return filtered_log_softmax(logits, self.allowed(prefix))
 
     def _all_log_probs(

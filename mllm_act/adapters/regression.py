@@ -49,10 +49,11 @@ class Regression(Adapter):
     def _predict(
         self, hidden: Float[Array, "... D"], proprio: Float[Array, "... P"]
     ) -> Float[Array, "... A"]:
-        x = jnp.concatenate([hidden, proprio.astype(hidden.dtype)], axis=-1)
+        # In float32, whatever the model computes in: bfloat16 has 8 bits for a position.
+        x = jnp.concatenate([hidden, proprio], axis=-1, dtype=jnp.float32)
         x = jax.nn.relu(self.layer1(x))
         x = jax.nn.relu(self.layer2(x))
-        return self.output(x).astype(jnp.float32)
+        return self.output(x)
 
     def loss(
         self,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +29,7 @@ Decide = Callable[[Mapping[int, Episode], Sequence[int], EnvObservation], np.nda
 
 
 def episodes(
-    env: str, tasks: str, split: str, seed: int = 0, repeats: int = 1, *, videos: bool = False
+    env: str, tasks: str, split: str, seed: int = 0, *, videos: bool = False
 ) -> list[Episode]:
     """Lists the episodes of all start/goal configurations of a split, task by task.
 
@@ -37,8 +37,7 @@ def episodes(
       env: the environment's name.
       tasks: task and group names, comma-separated.
       split: ``train`` or ``test``.
-      seed: of the first episode of each configuration; the next has the next.
-      repeats: episodes of each configuration and task.
+      seed: of every episode.
       videos: whether to keep the frames of each task's first episode.
 
     Raises:
@@ -48,15 +47,17 @@ def episodes(
         raise UserError(f"--split={split}: no such split; {nearest(split, envs.SPLITS)}")
     found = []
     for task in envs.select_tasks(env, tasks):
-        jobs = [Job(task, c, seed + r) for r in range(repeats) for c in envs.SPLITS[split]]
+        jobs = [Job(task, c, seed) for c in envs.SPLITS[split]]
         found += [
             Episode(job, frames=[] if videos and i == 0 else None) for i, job in enumerate(jobs)
         ]
     return found
 
 
-def play(pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, what: str) -> None:
-    """Plays episodes to their end, filling in their results; ``what`` names the progress bar.
+def play(
+    pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, what: str
+) -> Iterator[Episode]:
+    """Plays episodes, filling in their results, and yields each when it ends; ``what`` names the progress bar.
 
     An episode ends at its first success or at the horizon; a free slot takes the next one in the list. Slots that do
     not play keep the observation that was there last, so that arrays have one shape throughout.
@@ -97,3 +98,4 @@ def play(pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, w
                     finished, successes = finished + 1, successes + episode.success
                     bar.update()
                     bar.set_postfix(success=f"{successes / finished:.0%}")
+                    yield episode

@@ -1,6 +1,6 @@
 """The few layers that all parts of the model are made of.
 
-Parameters keep the dtype they are created with (``param_dtype``); matrices are multiplied in the dtype of their
+Parameters keep the dtype they are created with, float32; matrices are multiplied in the dtype of their
 input, which the model sets once (bfloat16 on accelerators). Norms and softmax are computed in float32.
 """
 

@@ -98,7 +98,8 @@ def kmeans(
         count, total = _statistics(samples, index, num_codes)
         error = jnp.sum((samples - centres[index]) ** 2, axis=-1)
         mean = total / jnp.maximum(count, 1)[:, None]
-        return _replace(jax.random.fold_in(key, num_codes + i), mean, count < 0.5, samples, error)
+        empty = count < 0.5
+        return _replace(jax.random.fold_in(key, num_codes + i), mean, empty, samples, error)[0]
 
     centres = jax.lax.fori_loop(0, iterations, lloyd, centres)
     count, _ = _statistics(samples, nearest(samples, centres), num_codes)
@@ -167,9 +168,10 @@ def revive(
         codes, counts, sums = state.codes[q], state.counts[q], state.sums[q]
         mean_use = jnp.sum(counts) / num_codes
         dead = counts < threshold * mean_use
-        codes = _replace(jax.random.fold_in(key, q), codes, dead, latents[q], errors[q])
-        counts = jnp.where(dead, mean_use, counts)
-        sums = jnp.where(dead[:, None], codes * counts[:, None], sums)
+        key_q = jax.random.fold_in(key, q)
+        codes, moved = _replace(key_q, codes, dead, latents[q], errors[q])
+        counts = jnp.where(moved, mean_use, counts)
+        sums = jnp.where(moved[:, None], codes * counts[:, None], sums)
         parts.append(Codebooks(codes, counts, sums))
     return Codebooks(*(jnp.stack(part) for part in zip(*parts, strict=True)))
 
@@ -231,12 +233,16 @@ def _replace(
     dead: Array,
     samples: Float[Array, "N C"],
     error: Float[Array, " N"],
-) -> Float[Array, "K C"]:
-    """Puts the dead codes on distinct samples drawn in proportion to their squared error."""
+) -> tuple[Float[Array, "K C"], Array]:
+    """Puts the dead codes on distinct samples drawn in proportion to their squared error.
+
+    Returns:
+      The codes, and which were moved: with more dead ones than samples the surplus waits.
+    """
     noise = jax.random.gumbel(key, error.shape)
     number = min(codes.shape[0], samples.shape[0])
     _, order = jax.lax.top_k(jnp.log(error + 1e-12) + noise, number)
     rank = jnp.cumsum(dead) - 1
-    # With more dead codes than samples the surplus waits for a later batch.
-    replaced = dead & (rank < number)
-    return jnp.where(replaced[:, None], samples[order[jnp.clip(rank, 0, number - 1)]], codes)
+    moved = dead & (rank < number)
+    samples = samples[order[jnp.clip(rank, 0, number - 1)]]
+    return jnp.where(moved[:, None], samples, codes), moved

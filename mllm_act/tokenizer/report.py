@@ -42,13 +42,13 @@ def precision(
 ) -> Precision:
     """Passes actions (the environment's own numbers) through the tokenizer.
 
-    ``metadata`` is the dataset's: action_names, action_units, action_scale, action_low and _high.
+    Decoded actions are clipped to the demonstrations' range, as the policy's are. ``metadata`` is the dataset's:
+    action_names, action_units and action_scale.
     """
     normalized = np.asarray(statistics.normalize_action(actions), np.float32)
     restored, codes = training.reconstruct(model, normalized)
     scale = np.array(metadata["action_scale"], np.float32)
-    decoded = np.asarray(statistics.unnormalize_action(restored))
-    decoded = np.clip(decoded, metadata["action_low"], metadata["action_high"]) * scale
+    decoded = np.asarray(statistics.unnormalize_action(np.clip(restored, -1, 1))) * scale
     error = np.abs(decoded - actions * scale)
     rows = [
         {

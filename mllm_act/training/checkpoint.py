@@ -53,8 +53,6 @@ class Checkpointer:
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts writing a step; returns once the arrays are copied off the devices. Items may be empty."""
-        if step in self._manager.all_steps():
-            return
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree}
         self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)))
 
@@ -75,15 +73,25 @@ class Checkpointer:
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
                 f"{self.directory}/{step}: the checkpoint does not fit this config "
-                f"({str(error).splitlines()[0][:300]}); use the config it was trained with or a new --workdir"
+                f"({str(error).splitlines()[0][:300]}); use the config it was trained with, or a "
+                "new --workdir; if it is damaged, delete that folder to use the step before"
             ) from error
         return {name: restored[name] if like[name] else {} for name in like}
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Reads the JSON document of a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        """Reads the JSON document of a step.
+
+        Raises:
+          UserError: if there is none.
+        """
+        try:
+            wanted = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=wanted)["meta"]
+        except (KeyError, FileNotFoundError, ValueError) as error:
+            raise UserError(
+                f"{self.directory}/{step}: expected the item 'meta' in it, found none that can be read "
+                f"({str(error).splitlines()[0][:200]}); delete that folder to use the step before"
+            ) from error
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
@@ -136,17 +144,17 @@ def find(path: Path) -> tuple[Path, int]:
 
 def provenance() -> dict[str, Any]:
     """Returns what made a checkpoint: library versions, Python, and the git commit (None outside a clone)."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    here = Path(__file__).parent
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except FileNotFoundError:  # no git on this machine
+        git = ""
     return {
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git or None,
         "devices": str(jax.devices()[0].device_kind),
     }
 

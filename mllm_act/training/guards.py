@@ -1,7 +1,7 @@
 """What stops a run: a resumed run that is not the same one, and numbers that are no longer numbers."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,25 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def check_same_run(
-    saved: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], workdir: Path
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    parts: Sequence[str],
+    free: Collection[str],
+    workdir: Path,
 ) -> None:
     """Compares what a checkpoint was made with to what the program was started with.
 
     Args:
-      saved: plain JSON types.
-      now: the like.
+      saved: the checkpoint's JSON document.
+      now: the one that the program would write.
+      parts: which of their keys are compared.
       free: dotted keys, or first parts of them, that may differ: how often to report, where files lie.
       workdir: named in the error.
 
     Raises:
       UserError: if a key differs; a resumed run could not go on bit for bit.
     """
-    before, after = dict(_leaves(saved)), dict(_leaves(now))
+    before, after = (dict(_leaves({p: meta.get(p, {}) for p in parts})) for meta in (saved, now))
     for key in sorted(before.keys() | after.keys()):
         may_differ = any(key == one or key.startswith(f"{one}.") for one in free)
         if not may_differ and before.get(key) != after.get(key):
@@ -42,18 +47,19 @@ def check_same_run(
 
 
 def check_finite(step: int, scalars: Mapping[str, Any], checkpoints: Checkpointer) -> None:
-    """Looks at ``loss`` and ``grad_norm`` of one update.
+    """Looks at the loss, the gradient and the updated weights (``loss``, ``grad_norm``, ``weight_norm``) of an update.
 
     Raises:
       UserError: if one is not finite; it names the step and the last good checkpoint.
     """
-    loss, norm = float(scalars["loss"]), float(scalars["grad_norm"])
-    if math.isfinite(loss) and math.isfinite(norm):
+    found = {name: float(scalars[name]) for name in ("loss", "grad_norm", "weight_norm")}
+    if all(map(math.isfinite, found.values())):
         return
     checkpoints.wait()
     last = checkpoints.latest_step
     raise UserError(
-        f"step {step}: expected a finite loss and gradient, found loss {loss}, gradient norm {norm}; the last good "
-        f"checkpoint is {'none' if last is None else checkpoints.directory / str(last)}; "
+        f"step {step}: expected a finite loss, gradient and weights, found "
+        + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        + f"; the last good checkpoint is {'none' if last is None else checkpoints.directory / str(last)}; "
         "try a lower --config.optimizer.learning_rate"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mllm_act.errors import UserError
 from mllm_act.training import rules
@@ -39,17 +39,19 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """
     shape = [sizes[axis] for axis in AXES]
     count = len(jax.devices())
-    if shape.count(-1) == 1:
+    possible = all(size > 0 or size == -1 for size in shape) and shape.count(-1) <= 1
+    if possible and -1 in shape:
         shape[shape.index(-1)] = count // -math.prod(shape)
-    if math.prod(shape) != count:
+    if not possible or math.prod(shape) != count:
         wanted = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise UserError(
-            f"mesh: expected sizes whose product is the {count} devices there are, found {wanted}"
+            f"config.mesh: expected sizes whose product is the {count} devices there are, at most one of them -1 for "
+            f"the rest, found {wanted}"
         )
     return Mesh(np.array(jax.devices()).reshape(shape), AXES)
 
 
-def of_parameters(tree: Any, mesh: Mesh) -> Any:
+def of_parameters(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns a sharding for every array of a tree, by its path and shape."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
+from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.token_filter import filtered_log_softmax
 from mllm_act.normalization import Moments, Statistics
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
@@ -102,14 +103,14 @@ def test_decoding_a_token_tuple_and_encoding_it_again_gives_the_same_uniform_tok
 
 @settings(max_examples=20, deadline=None)
 @given(
-    name=st.sampled_from(["uniform", "vq", "rvq"]),
+    name=st.sampled_from(["regression", "uniform", "vq", "rvq"]),
     seed=st.integers(0, 2**16),
     scale=st.floats(0, 1e4),
 )
 def test_whatever_the_hidden_state_the_decoded_action_is_valid(
     name: str, seed: int, scale: float
 ) -> None:
-    """Greedy and sampled tokens lie in the reserved range, and stand for finite actions."""
+    """Greedy and sampled tokens lie in the reserved range, and stand for actions in the demonstrations' range."""
     adapter = make(name)
     hidden = scale * jax.random.normal(jax.random.key(seed), (4, D))
 
@@ -118,9 +119,28 @@ def test_whatever_the_hidden_state_the_decoded_action_is_valid(
 
     for key in (None, jax.random.key(seed)):
         tokens = adapter.sample(hidden, jnp.zeros((4, P)), extend, None, key)
-        assert tokens.shape == (4, adapter.tokens_per_action)
-        assert ((tokens >= FIRST) & (tokens < FIRST + adapter.codes)).all()
-        assert jnp.isfinite(adapter.decode(tokens)).all()
+        action = np.array(adapter.decode(tokens))
+        assert ((action >= LOW - 1e-5) & (action <= HIGH + 1e-5)).all()
+        if isinstance(adapter, ActionTokenAdapter):
+            assert tokens.shape == (4, adapter.tokens_per_action)
+            assert ((tokens >= FIRST) & (tokens < FIRST + adapter.codes)).all()
+
+
+@pytest.mark.parametrize("name", ["regression", "uniform", "rvq"])
+def test_in_bfloat16_the_head_decides_as_in_float32(name: str) -> None:
+    """The hidden state is rounded, the logits and the regression are not."""
+    adapter = make(name)
+    rounded = jax.random.normal(jax.random.key(0), (64, D)).astype(jnp.bfloat16)
+
+    def extend(embedding: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        return jnp.zeros_like(embedding), state
+
+    if isinstance(adapter, ActionTokenAdapter):
+        adapter.head[...] = adapter.head[...].astype(jnp.bfloat16).astype(jnp.float32)
+    proprio = jax.random.normal(jax.random.key(1), (64, P))
+    found = adapter.sample(rounded, proprio, extend, None)
+    expected = adapter.sample(rounded.astype(jnp.float32), proprio, extend, None)
+    np.testing.assert_array_equal(found[:, :1], expected[:, :1])
 
 
 def test_log_probabilities_are_those_that_sampling_draws_from() -> None:

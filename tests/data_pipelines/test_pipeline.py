@@ -184,7 +184,16 @@ def test_restore_rejects_another_order(
         train(other, **change).restore(state)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_sample_of_windows_is_spread_over_the_whole_split(directory: Path) -> None:
+    """Some of every episode of the split, and no more batches than asked for."""
+    dataset = open_dataset(directory)
+    whole = EvalBatches(dataset, "train", batch_size=1, context=1)
+    sample = EvalBatches(dataset, "train", batch_size=1, context=1, windows=len(whole) // 3)
+    everything, found = ([tuple(steps(batch)) for batch in b] for b in (whole, sample))
+    assert found == everything[::3] and len(sample) == len(found)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_evaluation_is_one_pass_of_equally_many_batches(directory: Path, count: int) -> None:
     seen: Counter[tuple[int, int]] = Counter()
     numbers = set()

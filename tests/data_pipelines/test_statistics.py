@@ -119,10 +119,11 @@ def test_identity_where_the_data_fill_the_box() -> None:
     np.testing.assert_array_equal(found.unnormalize_action(action), action)
 
 
-def test_constant_dimension_passes_through() -> None:
-    action = np.array([[0.3, -1], [0.3, 1]], np.float32)
+def test_constant_dimension_is_zero_and_comes_back() -> None:
+    action = np.array([[5.0, -1], [5.0, 1]], np.float32)
     found = made_of(action)
-    np.testing.assert_array_equal(found.normalize_action(action), action)
+    np.testing.assert_array_equal(found.normalize_action(action), [[0, -1], [0, 1]])
+    np.testing.assert_array_equal(found.unnormalize_action(found.normalize_action(action)), action)
     np.testing.assert_array_equal(found.normalize_proprio(action)[:, 0], 0)
 
 
