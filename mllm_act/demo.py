@@ -94,16 +94,21 @@ def main() -> None:
 
     print("\n" + report.write(out / "report", policies, "test"))
     best = policies[chosen[-1]]
-    print(f"""
-Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
-  {out}/report/success.png, success.md, training.png    success by task with 95 % intervals; loss and action error
-  {best}/evaluation/test/videos/                        one episode of each task
-  {out}/tokenizer_*/report/                             the tokenizer's precision in physical units, and its replay
-  {best}/checkpoints/                                   the policy: Policy.load("{best}")
-Next:
-  make demo ADAPTERS=all                                all four continuous adapters side by side
-  tensorboard --logdir {out}
-  python -m data_pipelines.generate --env=metaworld --tasks=ml45 --episodes=500 --out=data/metaworld""")
+    look = {
+        f"{out}/report/": "success by task with 95 % intervals; loss and action error; strips of roll-outs",
+        f"{best}/evaluation/test/videos/": "an episode of each task",
+        f"{out}/tokenizer_*/report/": "the tokenizer's precision in physical units, and its replay",
+        f"{best}/checkpoints/": f'the policy: Policy.load("{best}")',
+        f"{out}/*/tensorboard/": "the curves, for TensorBoard (pip install tensorboard)",
+    }
+    more = {
+        "make demo ADAPTERS=all": "all four continuous adapters side by side",
+        "README.md, The programs": "the same on all of ML-45, step by step",
+    }
+    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Look at")
+    print("\n".join(f"  {where:<46} {what}" for where, what in look.items()))
+    print("Next:")
+    print("\n".join(f"  {where:<46} {what}" for where, what in more.items()))
 
 
 if __name__ == "__main__":
