@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from data_pipelines.rlds import (
     PROPRIO,
     Dataset,
     Split,
-    open_dataset,
 )
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
@@ -36,19 +34,14 @@ class Actions:
     lengths: Int[np.ndarray, " E"]  # int32, steps
 
 
-def load_actions(directory: str | Path, split: str) -> Actions:
+def read_actions(dataset: Dataset, split: str) -> Actions:
     """Reads the actions and proprioception of a whole split; images are neither decoded nor kept.
 
     Host memory: 4 (A + P + 1) bytes a step.
 
     Raises:
-      UserError: see ``open_dataset``; a corrupt record; a NaN or infinite action or proprioception.
+      UserError: a corrupt record; a NaN or infinite action or proprioception.
     """
-    return read_actions(open_dataset(directory), split)
-
-
-def read_actions(dataset: Dataset, split: str) -> Actions:
-    """``load_actions`` of a dataset that is open already."""
     episodes = [one for _, one in read_episodes(dataset, dataset.split(split), images=False)]
     lengths = np.array([len(one["action"]) for one in episodes], np.int32)
     return Actions(

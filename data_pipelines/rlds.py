@@ -11,7 +11,7 @@ dataset stops a run before it starts; payload checksums are checked by TensorFlo
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,30 +67,14 @@ class Dataset:
             )
         return self.splits[name]
 
-    def expect(
-        self,
-        *,
-        action_dim: int | None = None,
-        proprio_dim: int | None = None,
-        cameras: Sequence[str] | None = None,
-    ) -> None:
-        """Raises ``UserError`` where the dataset is not what a config or checkpoint expects."""
-        for key, expected, found in (
-            (ACTION, action_dim, self.action_dim),
-            (PROPRIO, proprio_dim, self.proprio_dim),
-        ):
-            if expected is not None and expected != found:
-                raise UserError(
-                    f"{self.directory / 'features.json'}: {key}: expected {expected} dimensions, "
-                    f"found {found}; choose the config of this dataset's environment "
-                    f"({self.metadata.get('name', self.name)!r})"
-                )
-        for camera in cameras or ():
-            if camera not in self.image_shapes:
-                raise UserError(
-                    f"{self.directory / 'features.json'}: {IMAGE}{camera}: expected this camera, "
-                    f"found {', '.join(self.cameras)}; choose among the dataset's cameras"
-                )
+    def expect_actions(self, dimensions: int) -> None:
+        """Raises ``UserError`` where the actions have not the number of dimensions expected."""
+        if dimensions != self.action_dim:
+            raise UserError(
+                f"{self.directory / 'features.json'}: {ACTION}: expected {dimensions} dimensions, "
+                f"found {self.action_dim}; choose the config of this dataset's environment "
+                f"({self.metadata.get('name', self.name)!r})"
+            )
 
 
 def open_dataset(directory: str | Path) -> Dataset:

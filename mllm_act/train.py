@@ -92,7 +92,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 "python -m mllm_act.train_tokenizer, then pass --config.tokenizer=ITS_WORKDIR"
             )
         tokenizer = tokenizer_checkpoint.load(Path(config.tokenizer))
-        dataset.expect(action_dim=tokenizer.config.action_dim)
+        dataset.expect_actions(tokenizer.config.action_dim)
         _check_tokenizer(config, tokenizer, dataset)
         # Codes mean what they meant in stage one: its normalisation of actions is kept.
         statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from mllm_act.errors import UserError
 
+KEPT = 2  # newest steps that stay on disk
 LIBRARIES = (
     "jax",
     "jaxlib",
@@ -31,19 +32,14 @@ LIBRARIES = (
 
 
 class Checkpointer:
-    """Saves and restores steps under ``workdir/checkpoints``. Use as a context manager."""
+    """Saves and restores steps under ``workdir/checkpoints``, the newest two. Use as a context manager."""
 
-    def __init__(self, workdir: Path, keep: int = 2) -> None:
-        """Opens the folder.
-
-        Args:
-          workdir: the run's folder.
-          keep: how many newest steps stay on disk.
-        """
+    def __init__(self, workdir: Path) -> None:
+        """Opens the folder of a run, making it where it is missing."""
         self.directory = (workdir / "checkpoints").resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True),
         )
 
     @property

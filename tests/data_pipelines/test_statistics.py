@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from data_pipelines.episodes import load_actions
+from data_pipelines.episodes import read_actions
 from data_pipelines.rlds import open_dataset
 from data_pipelines.statistics import moments, statistics
 from mllm_act.errors import UserError
@@ -39,7 +39,7 @@ def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
     ]
     action = np.array([step["action"] for step in written])
     proprio = np.array([step["observation"]["proprio"] for step in written])
-    actions = load_actions(directory, "train")
+    actions = read_actions(open_dataset(directory), "train")
     np.testing.assert_array_equal(actions.action, action)
     np.testing.assert_array_equal(actions.proprio, proprio)
     assert actions.lengths.tolist() == [4, 1, 7, 3]
