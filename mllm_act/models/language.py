@@ -7,7 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mllm_act.models.layers import Linear, LoRA, RMSNorm, attend, heads, scan, stack
+from mllm_act.errors import UserError
+from mllm_act.models.layers import (
+    Linear,
+    LoRA,
+    RMSNorm,
+    attend,
+    dropout,
+    heads,
+    keep,
+    scan,
+    stack,
+)
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 # Keys and values of all layers, each [L, B, N, G, K].
 Cache = tuple[Float[Array, "L B N G K"], Float[Array, "L B N G K"]]
@@ -15,7 +28,13 @@ Cache = tuple[Float[Array, "L B N G K"], Float[Array, "L B N G K"]]
 
 @dataclasses.dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder. ``action_tokens`` is the first id of the reserved range that actions are written over."""
+    """Sizes of the decoder.
+
+    Attributes:
+      action_tokens: the first id of the reserved range that actions are written over.
+      tied: whether the head's rows are the embedding's.
+      context: how many positions it was made for.
+    """
 
     vocabulary: int
     action_tokens: int
@@ -26,6 +45,8 @@ class LanguageConfig:
     mlp_width: int
     rope_theta: float = 10_000.0
     epsilon: float = 1e-5
+    tied: bool = False
+    context: int = 4096
     lora: LoRA | None = None
 
 
@@ -44,19 +65,17 @@ def rotate(
 class LanguageBlock(nnx.Module):
     """One decoder layer."""
 
-    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: LanguageConfig, weights: str, rngs: nnx.Rngs) -> None:
         self.config = config
         d, head = config.width, config.width // config.heads
         residual = (2 * config.layers) ** -0.5
 
         def linear(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
-            lora = config.lora if config.lora is not None and name in config.lora.targets else None
-            return Linear(inputs, outputs, lora=lora, scale=scale, rngs=rngs)
+            lora = config.lora if config.lora is not None and config.lora.aims_at(name) else None
+            return Linear(inputs, outputs, lora=lora, scale=scale, weights=weights, rngs=rngs)
 
-        self.norm1, self.norm2 = (
-            RMSNorm(d, epsilon=config.epsilon),
-            RMSNorm(d, epsilon=config.epsilon),
-        )
+        self.norm1 = RMSNorm(d, epsilon=config.epsilon)
+        self.norm2 = RMSNorm(d, epsilon=config.epsilon)
         self.q = linear("q", d, config.heads * head)
         self.k = linear("k", d, config.kv_heads * head)
         self.v = linear("v", d, config.kv_heads * head)
@@ -75,33 +94,60 @@ class LanguageBlock(nnx.Module):
         Float[Array, "B N D"], tuple[Float[Array, "B past+N G K"], Float[Array, "B past+N G K"]]
     ]:
         c = self.config
-        keys = [None] * 7 if key is None else list(jax.random.split(key, 7))
+        keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+        rate = 0.0 if c.lora is None else c.lora.dropout
+
         y = self.norm1(x)
-        q = rotate(heads(self.q(y, keys[0]), c.heads), positions, c.rope_theta)
-        k = rotate(heads(self.k(y, keys[1]), c.kv_heads), positions, c.rope_theta)
-        v = heads(self.v(y, keys[2]), c.kv_heads)
+        dropped = dropout(y, rate, keys[0])  # one mask for all that read the same input
+        q = keep(rotate(heads(self.q(y, dropped), c.heads), positions, c.rope_theta))
+        k = keep(rotate(heads(self.k(y, dropped), c.kv_heads), positions, c.rope_theta))
+        v = keep(heads(self.v(y, dropped), c.kv_heads))
         if past is not None:
             k, v = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
-        x = x + self.o(attend(q, k, v, mask), keys[3])
+        y = keep(attend(q, k, v, mask))
+        x = keep(x + self.o(y, dropout(y, rate, keys[1])))
+
         y = self.norm2(x)
-        y = jax.nn.silu(self.gate(y, keys[4])) * self.up(y, keys[5])
-        return x + self.down(y, keys[6]), (k, v)
+        dropped = dropout(y, rate, keys[2])
+        gate, up = keep(self.gate(y, dropped)), keep(self.up(y, dropped))
+        y = jax.nn.silu(gate) * up
+        return x + self.down(y, dropout(y, rate, keys[3])), (k, v)
 
 
 class LanguageModel(nnx.Module):
     """Embeddings to hidden states, with or without a key-value cache."""
 
-    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: LanguageConfig, weights: str, rngs: nnx.Rngs) -> None:
+        """Makes the decoder; ``weights``, one of ``layers.WEIGHTS``, is how its matrices are held.
+
+        Raises:
+          UserError: if LoRA's pattern matches no projection.
+        """
+        if config.lora is not None and not any(map(config.lora.aims_at, PROJECTIONS)):
+            raise UserError(
+                f"lora.targets: expected a pattern that matches some of {', '.join(PROJECTIONS)} wholly, found "
+                f"{config.lora.targets!r}; write q|k|v, for example"
+            )
         self.config = config
-        self.embedding = nnx.Param(
-            jax.random.normal(rngs.params(), (config.vocabulary, config.width))
-        )
-        self.blocks = stack(lambda r: LanguageBlock(config, r), config.layers, rngs)
+        table = (config.vocabulary, config.width)
+        held = (
+            "bfloat16" if weights == "float8" else weights
+        )  # tables are looked up, not multiplied
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), table).astype(held))
+        head = jax.random.normal(rngs.params(), table) * config.width**-0.5
+        self.head = None if config.tied else nnx.Param(head.astype(held))
+        self.blocks = stack(lambda r: LanguageBlock(config, weights, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
     def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
         """Looks the tokens' embeddings up."""
-        return self.embedding[...].astype(dtype)[tokens]
+        return self.embedding[...][tokens].astype(dtype)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Returns the logits of every token of the vocabulary, summed in float32."""
+        rows = self.embedding if self.head is None else self.head
+        rows = rows[...].astype(hidden.dtype)
+        return jnp.matmul(hidden, rows.T, preferred_element_type=jnp.float32)
 
     def __call__(
         self,
@@ -112,7 +158,7 @@ class LanguageModel(nnx.Module):
         past: Cache | None = None,
         key: PRNGKeyArray | None = None,
         keep_cache: bool = False,
-        remat: bool = False,
+        remat: str = "none",
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
         """Runs the decoder.
 
@@ -123,7 +169,7 @@ class LanguageModel(nnx.Module):
           past: the cache of earlier inputs, when decoding.
           key: turns LoRA's dropout on.
           keep_cache: whether to return keys and values.
-          remat: whether the backward pass computes activations again.
+          remat: what the backward pass computes again; one of ``layers.REMAT``.
 
         Returns:
           The hidden states after the final norm, and the cache with the new keys and values (None unless kept).

@@ -13,30 +13,66 @@ is that of the token before it.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.batch import Images
+from mllm_act.errors import UserError
+from mllm_act.models.bridge import Bridge
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
-from mllm_act.models.perceiver import Perceiver, PerceiverConfig
+from mllm_act.models.layers import REMAT, WEIGHTS, LoRA
+from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig, VisionTransformer
 
 HISTORIES = ("observations", "observations_and_actions")
+MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class MLLMConfig:
-    """All sizes of the model. ``dtype`` is what it computes in; ``remat`` trades compute for memory in training."""
+    """All sizes of the model.
+
+    Attributes:
+      bridge: the parts between vision and language in their order; see ``models.bridge``.
+      cameras: whose images the model sees, in this order.
+      history: one of ``HISTORIES``.
+      dtype: what it computes in.
+      weights: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHTS``.
+      remat: what the backward pass computes again; one of ``layers.REMAT``.
+    """
 
     vision: VisionConfig
+    bridge: tuple[str, ...]
     perceiver: PerceiverConfig
     language: LanguageConfig
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...] = ()
     history: str = "observations"
     dtype: str = "bfloat16"
-    remat: bool = False
+    weights: str = "float32"
+    remat: str = "none"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MLLMConfig":
+        """Makes a config from its JSON form, which ``dataclasses.asdict`` gives."""
+        language = dict(values["language"])
+        lora = language.pop("lora")
+        return cls(**{
+            **values,
+            "vision": VisionConfig(**values["vision"]),
+            "bridge": tuple(values["bridge"]),
+            "perceiver": PerceiverConfig(**values["perceiver"]),
+            "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
+            "cameras": tuple(values["cameras"]),
+        })  # fmt: skip
+
+    @property
+    def latents_per_image(self) -> int:
+        """How many embeddings of the language model one image becomes."""
+        return self.perceiver.latents if "perceiver" in self.bridge else self.vision.patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +97,20 @@ class MLLM(nnx.Module):
     """Vision encoder, Perceiver and language model as one network."""
 
     def __init__(self, config: MLLMConfig, rngs: nnx.Rngs) -> None:
+        """Makes the three parts.
+
+        Raises:
+          UserError: if a choice in the config does not exist.
+        """
+        for key, choices in (("history", HISTORIES), ("weights", WEIGHTS), ("remat", REMAT)):
+            found = getattr(config, key)
+            if found not in choices:
+                raise UserError(f"{key}: expected one of {', '.join(choices)}, found {found!r}")
         self.config = config
-        self.vision = VisionTransformer(config.vision, rngs)
-        self.perceiver = Perceiver(
-            config.perceiver, config.vision.width, config.language.width, rngs
-        )
-        self.language = LanguageModel(config.language, rngs)
+        vision, language = config.vision, config.language
+        self.vision = VisionTransformer(vision, config.weights, rngs)
+        self.bridge = Bridge(config.bridge, config.perceiver, vision.width, language.width, rngs)
+        self.language = LanguageModel(language, config.weights, rngs)
 
     @property
     def width(self) -> int:
@@ -83,7 +127,7 @@ class MLLM(nnx.Module):
                 dtype=jnp.dtype(self.config.dtype),
                 remat=self.config.remat,
             )
-            latents = self.perceiver(features, remat=self.config.remat)
+            latents = self.bridge(features, remat=self.config.remat)
             parts.append(latents.reshape(*image.shape[:2], *latents.shape[1:]))
         return jnp.concatenate(parts, axis=2)
 
@@ -95,26 +139,32 @@ class MLLM(nnx.Module):
         step_mask: Bool[Array, "B T"],
         fed: Float[Array, "B T F D"],
     ) -> tuple[Float[Array, "B N+S D"], Int[Array, "B N+S"], Bool[Array, "B N+S N+S"]]:
-        """Returns input embeddings, positions, and who may see whom."""
+        """Returns input embeddings, positions, and who may see whom.
+
+        The sequence is padded at its end to a multiple of ``MULTIPLE``.
+        """
         b, t, count, d = latents.shape
         dtype = jnp.dtype(self.config.dtype)
         layout = Layout.of(t, count, fed.shape[2], self.config.history)
         steps = jnp.concatenate([latents, fed.astype(dtype)], axis=2).reshape(b, -1, d)
+        extra = -(prompt.shape[1] + steps.shape[1]) % MULTIPLE
+        steps = jnp.pad(steps, ((0, 0), (0, extra), (0, 0)))
         x = jnp.concatenate([self.language.embed(prompt, dtype), steps], axis=1)
 
         prompt_positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
         after = prompt_mask.sum(1, keepdims=True) + layout.step * layout.stride + layout.slot
         positions = jnp.concatenate([prompt_positions, after], axis=1)
+        positions = jnp.pad(positions, ((0, 0), (0, extra)))
 
         n = prompt.shape[1]
         exists = jnp.concatenate([prompt_mask, step_mask[:, layout.step]], axis=1)
+        exists = jnp.pad(exists, ((0, 0), (0, extra)))
         order = jnp.arange(x.shape[1])
         causal = order[:, None] >= order[None, :]
         if self.config.history == "observations":
-            step = jnp.concatenate([jnp.full(n, -1), layout.step])
-            hidden = jnp.concatenate([jnp.zeros(n, bool), layout.is_action])[None, :] & (
-                step[:, None] != step[None, :]
-            )
+            step = jnp.pad(layout.step, (n, extra), constant_values=-1)
+            is_action = jnp.pad(layout.is_action, (n, extra))
+            hidden = is_action[None, :] & (step[:, None] != step[None, :])
             causal = causal & ~hidden
         itself = order[:, None] == order[None, :]  # keeps the softmax of padding finite
         return x, positions, (causal & exists[:, None, :]) | itself
@@ -145,9 +195,8 @@ class MLLM(nnx.Module):
         x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
         hidden, _ = self.language(x, positions, mask, key=key, remat=self.config.remat)
         b, t, count, d = latents.shape
-        return hidden[:, prompt.shape[1] :].reshape(b, t, count + fed.shape[2], d)[
-            :, :, count - 1 :
-        ]
+        start, each = prompt.shape[1], count + fed.shape[2]
+        return hidden[:, start : start + t * each].reshape(b, t, each, d)[:, :, count - 1 :]
 
     def prefill(
         self,

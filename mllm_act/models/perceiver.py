@@ -1,4 +1,4 @@
-"""The bridge from vision to language: a Perceiver resampler (Jaegle et al. 2021; Alayrac et al. 2022).
+"""The Perceiver resampler (Jaegle et al. 2021; Alayrac et al. 2022).
 
 Two layers turn the patch features of one image into 4 latents of the language model's width (arXiv 2406.07904,
 section 4.1 and appendix). It works at the vision encoder's width and projects up at the end, which is what the
@@ -69,7 +69,7 @@ class Perceiver(nnx.Module):
         self.output = Linear(d, output_width, rngs=rngs)
 
     def __call__(
-        self, features: Float[Array, "B N F"], *, remat: bool = False
+        self, features: Float[Array, "B N F"], *, remat: str = "none"
     ) -> Float[Array, "B L D"]:
         x = features if self.input is None else self.input(features)
         latents = jnp.broadcast_to(self.latents[...].astype(x.dtype), (len(x), *self.latents.shape))

@@ -1,10 +1,10 @@
 """Named sizes of the model, and what of it is trained."""
 
 import dataclasses
-from collections.abc import Callable
 
 from mllm_act.errors import UserError, nearest
 from mllm_act.models.language import LanguageConfig
+from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
@@ -12,13 +12,23 @@ from mllm_act.models.vision import VisionConfig
 # (pattern, trained): the first pattern found in a parameter's path decides.
 Rules = tuple[tuple[str, bool], ...]
 
+EVERYTHING: Rules = ((r"tokenizer/", False), (r".", True))
+
+# arXiv 2406.07904, section 4.1: LoRA, Perceiver and adapter; the vision encoder and the language model's base are frozen.
+LORA_AND_ADAPTER: Rules = (
+    (r"tokenizer/", False),
+    (r"lora_", True),
+    (r"mllm/(vision|language)/", False),
+    (r".", True),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """A model and the rule of what is trained; ``text_tokenizer`` is how its prompts become token ids.
 
-    ``text_tokenizer`` is ``"trained"`` for byte-level BPE learned from the data set's own instructions, or the path of
-    a Hugging Face ``tokenizer.json``.
+    ``text_tokenizer`` is ``"trained"`` for byte-level BPE learned from the data set's own instructions, or
+    ``"pretrained"`` for the one that came with the weights.
     """
 
     model: MLLMConfig
@@ -26,34 +36,91 @@ class Preset:
     text_tokenizer: str
 
 
-def tiny(cameras: tuple[str, ...], history: str) -> Preset:
-    """The real architecture at a size that trains from scratch on a laptop's CPU: everything is trained."""
-    model = MLLMConfig(
-        vision=VisionConfig(
-            image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256
+PRESETS = {
+    # The real architecture at a size that trains from scratch on a laptop's CPU.
+    "tiny": Preset(
+        MLLMConfig(
+            vision=VisionConfig(
+                image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256
+            ),
+            bridge=("perceiver",),
+            perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
+            language=LanguageConfig(
+                vocabulary=1024,
+                action_tokens=512,
+                width=128,
+                layers=3,
+                heads=4,
+                kv_heads=2,
+                mlp_width=256,
+                tied=True,
+            ),
+            dtype="float32",
         ),
-        perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
-        language=LanguageConfig(
-            vocabulary=1024,
-            action_tokens=512,
-            width=128,
-            layers=3,
-            heads=4,
-            kv_heads=2,
-            mlp_width=256,
+        trained=EVERYTHING,
+        text_tokenizer="trained",
+    ),
+    # SmolLM2-135M-Instruct and a ViT-S/14 of DINOv2's, whose layer before the last is taken: `make pretrained`.
+    "smollm2_vit_s": Preset(
+        MLLMConfig(
+            vision=VisionConfig(
+                image_size=224,
+                patch_size=14,
+                width=384,
+                layers=11,
+                heads=6,
+                mlp_width=1536,
+                family="dinov2",
+                position_side=37,
+            ),
+            bridge=("perceiver",),
+            perceiver=PerceiverConfig(width=384, heads=6, mlp_width=1536),
+            language=LanguageConfig(
+                vocabulary=49152,
+                action_tokens=48640,
+                width=576,
+                layers=30,
+                heads=9,
+                kv_heads=3,
+                mlp_width=1536,
+                rope_theta=100_000.0,
+                tied=True,
+                context=8192,
+                lora=LoRA(),
+            ),
+            weights="bfloat16",
         ),
-        cameras=cameras,
-        history=history,
-        dtype="float32",
-    )
-    return Preset(model, trained=((r"tokenizer/", False), (r".", True)), text_tokenizer="trained")
+        trained=LORA_AND_ADAPTER,
+        text_tokenizer="pretrained",
+    ),
+    # The paper's. Its Perceiver works at CLIP's width with an MLP of 4096, which fits its count of trained parameters.
+    "llava_1_5_7b": Preset(
+        MLLMConfig(
+            vision=VisionConfig(
+                image_size=336, patch_size=14, width=1024, layers=23, heads=16, mlp_width=4096
+            ),
+            bridge=("perceiver",),
+            perceiver=PerceiverConfig(width=1024, heads=16, mlp_width=4096),
+            language=LanguageConfig(
+                vocabulary=32064,
+                action_tokens=31000,
+                width=4096,
+                layers=32,
+                heads=32,
+                kv_heads=32,
+                mlp_width=11008,
+                lora=LoRA(),
+            ),
+            weights="bfloat16",
+        ),
+        trained=LORA_AND_ADAPTER,
+        text_tokenizer="pretrained",
+    ),
+}
 
 
-PRESETS: dict[str, Callable[[tuple[str, ...], str], Preset]] = {"tiny": tiny}
-
-
-def get(name: str, cameras: tuple[str, ...], history: str) -> Preset:
-    """Returns a preset by name, for a set of cameras and a reading of history.
+def get(name: str) -> Preset:
+    """Returns a preset by name.
 
     Raises:
       UserError: if there is no such preset; it names the nearest.
@@ -62,4 +129,4 @@ def get(name: str, cameras: tuple[str, ...], history: str) -> Preset:
         raise UserError(
             f"preset: expected one of {sorted(PRESETS)}, found {name!r}; {nearest(name, PRESETS)}"
         )
-    return PRESETS[name](cameras, history)
+    return PRESETS[name]

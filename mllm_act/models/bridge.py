@@ -1,0 +1,65 @@
+"""The bridge from vision to language: LLaVA's projector, the Perceiver, or both, in the order the config names."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mllm_act.errors import UserError
+from mllm_act.models.layers import Linear
+from mllm_act.models.perceiver import Perceiver, PerceiverConfig
+
+PARTS = ("projector", "perceiver")
+
+
+class Projector(nnx.Module):
+    """LLaVA-1.5's projector: two layers with GELU between, for each feature by itself (arXiv 2310.03744)."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
+        self.layer1 = Linear(inputs, outputs, bias=True, rngs=rngs)
+        self.layer2 = Linear(outputs, outputs, bias=True, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "B N F"]) -> Float[Array, "B N D"]:
+        return self.layer2(jax.nn.gelu(self.layer1(features), approximate=False))
+
+
+class Bridge(nnx.Module):
+    """Features of one image to latents of the language model's width.
+
+    A Perceiver that comes before the projector stays at the features' width.
+    """
+
+    def __init__(
+        self,
+        parts: tuple[str, ...],
+        perceiver: PerceiverConfig,
+        feature_width: int,
+        output_width: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the parts.
+
+        Raises:
+          UserError: if a part does not exist or comes twice, or there is none.
+        """
+        if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+            raise UserError(
+                f"bridge: expected one or both of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
+            )
+        self.parts = parts
+        width = feature_width
+        for i, part in enumerate(parts):
+            if part == "projector":
+                self.projector = Projector(width, output_width, rngs)
+                width = output_width
+            else:
+                out = output_width if i + 1 == len(parts) else feature_width
+                self.perceiver = Perceiver(perceiver, width, out, rngs)
+                width = out
+
+    def __call__(
+        self, features: Float[Array, "B N F"], *, remat: str = "none"
+    ) -> Float[Array, "B L D"]:
+        x = features
+        for part in self.parts:
+            x = self.projector(x) if part == "projector" else self.perceiver(x, remat=remat)
+        return x
