@@ -1,8 +1,8 @@
 """Frozen matrices held and multiplied in 8-bit floating point (e4m3; Micikevicius et al., arXiv 2209.05433).
 
-A matrix keeps one scale a column, an input gets one scale a row when it arrives; both are factors of the result, so that the
-product itself is of 8-bit numbers alone, at twice bfloat16's rate on Hopper. The gradient of the input is computed
-alike. The matrix has no gradient: it is frozen.
+A matrix keeps one scale a column, an input gets one scale a row when it arrives; both are factors of the result, so
+that the product itself is of 8-bit numbers alone, at twice bfloat16's rate on Hopper. The gradient of the input is
+computed alike. The matrix has no gradient: it is frozen.
 """
 
 import jax

@@ -134,9 +134,11 @@ class LanguageModel(nnx.Module):
             "bfloat16" if weights == "float8" else weights
         )  # tables are looked up, not multiplied
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), table).astype(held))
-        head = jax.random.normal(rngs.params(), table) * config.width**-0.5
-        self.head = None if config.tied else nnx.Param(head.astype(held))
-        self.blocks = stack(lambda r: LanguageBlock(config, weights, r), config.layers, rngs)
+        rows = jax.random.normal(rngs.params(), table) * config.width**-0.5
+        self.head = None if config.tied else nnx.Param(rows.astype(held))
+        self.blocks: LanguageBlock | nnx.List = stack(
+            lambda r: LanguageBlock(config, weights, r), config.layers, rngs
+        )
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
     def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
@@ -145,8 +147,8 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Returns the logits of every token of the vocabulary, summed in float32."""
-        rows = self.embedding if self.head is None else self.head
-        rows = rows[...].astype(hidden.dtype)
+        table = self.embedding if self.head is None else self.head
+        rows = table[...].astype(hidden.dtype)
         return jnp.matmul(hidden, rows.T, preferred_element_type=jnp.float32)
 
     def __call__(

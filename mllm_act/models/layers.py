@@ -168,7 +168,7 @@ def unstack(blocks: Block, layers: int) -> nnx.List:
     return nnx.List([nnx.merge(graph, one) for one in each])
 
 
-# What the backward pass computes again. "projections" keeps what the matrix products gave and computes again what is cheap.
+# What the backward pass computes again; "projections" keeps what the matrix products gave, the rest is cheap.
 REMAT = ("none", "projections", "full")
 KEPT = "projection"
 

@@ -14,7 +14,7 @@ Rules = tuple[tuple[str, bool], ...]
 
 EVERYTHING: Rules = ((r"tokenizer/", False), (r".", True))
 
-# arXiv 2406.07904, section 4.1: LoRA, Perceiver and adapter; the vision encoder and the language model's base are frozen.
+# arXiv 2406.07904, section 4.1: LoRA, Perceiver and adapter are trained; vision encoder and language model are frozen.
 LORA_AND_ADAPTER: Rules = (
     (r"tokenizer/", False),
     (r"lora_", True),

@@ -138,7 +138,9 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(jax.random.normal(rngs.params(), (d,)) * d**-0.5)
         self.position = nnx.Param(jax.random.normal(rngs.params(), (1 + side**2, d)) * 0.02)
         self.norm = LayerNorm(d, epsilon=self.family.epsilon) if self.family.norm_first else None
-        self.blocks = stack(lambda r: VisionBlock(config, weights, r), config.layers, rngs)
+        self.blocks: VisionBlock | nnx.List = stack(
+            lambda r: VisionBlock(config, weights, r), config.layers, rngs
+        )
 
     def _positions(self) -> Float[Array, "1+patches D"]:
         c, stored = self.config, self.position[...]
