@@ -1,0 +1,104 @@
+"""Weights as Hugging Face publishes them: a folder with config.json and safetensors shards, here or on the hub."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mllm_act.errors import UserError
+from mllm_act.weights import configs, safetensors
+from mllm_act.weights.tensors import Source, Tensor, need
+
+INDEX = "model.safetensors.index.json"
+WANTED = ("*.safetensors", INDEX, "config.json", "tokenizer.json")
+
+
+def read(folder: Path, where: str, revision: str | None = None) -> Source:
+    """Opens a folder.
+
+    Raises:
+      UserError: if it has no config.json or no weights, or a shard is absent or not whole.
+    """
+    config = configs.complete(_json(folder / "config.json"))
+    tokenizer = folder / "tokenizer.json"
+    text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
+    return Source(where, _tensors(folder), config, text, revision)
+
+
+def download(name: str) -> Path:
+    """Fetches what is needed of a hub repository (``owner/name``, perhaps ``@revision``) into the hub's cache.
+
+    Raises:
+      UserError: if it does not exist or cannot be reached.
+    """
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise need("huggingface_hub", name) from error
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED))
+        )
+    except (
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        OSError,
+    ) as error:
+        raise UserError(
+            f"--source={name}: expected a folder, a .gguf or .onnx file, or a hub id that can be reached, found none "
+            f"({str(error).splitlines()[0][:200]}); check the name and the connection"
+        ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Says whether a name reads as ``owner/name`` or ``owner/name@revision``."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name))
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, each from the shard that the index says."""
+    if not (folder / INDEX).is_file():
+        single = folder / "model.safetensors"
+        if not single.is_file():
+            raise UserError(
+                f"{folder}: expected model.safetensors or {INDEX} in it, found {_listing(folder)}; "
+                "weights in other formats must be converted (save_pretrained of transformers does it)"
+            )
+        return safetensors.read(single)
+    index: dict[str, str] = _json(folder / INDEX).get("weight_map", {})
+    shards = sorted(set(index.values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise UserError(
+            f"{folder}: expected the {len(shards)} shards that {INDEX} names, found {', '.join(absent)} absent; "
+            "download them"
+        )
+    tensors = {shard: safetensors.read(folder / shard) for shard in shards}
+    wrong = [name for name, shard in index.items() if name not in tensors[shard]]
+    if wrong:
+        raise UserError(
+            f"{folder}: {INDEX} names tensors that their shards lack: {', '.join(wrong)}; download the folder again"
+        )
+    return {name: tensors[shard][name] for name, shard in index.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: expected {path.name} in it, found {_listing(path.parent)}; "
+            "pass a folder of Hugging Face's layout"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, found {error}; download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
