@@ -36,7 +36,7 @@ def generate(
       language: the model; it computes in the dtype of ``x``.
       x: input embeddings: ``language.embed`` of tokens, the latents of images among them or not.
       exists: which inputs are no padding, at least one a text; padding is on either side.
-      steps: how many tokens to generate. Nothing ends a text before: what follows an end token is for the caller to cut.
+      steps: how many tokens to generate. No token ends a text: what follows an end token is for the caller to cut.
 
     Raises:
       UserError: if text and continuation are longer than the model's context.

@@ -17,6 +17,7 @@ from mllm_act.training import rules
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)  # more of them wait for each other longer than such sizes take
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,60 +1,43 @@
 """The sequence: what one pass over a window equals, and what acting computes from the cache."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mllm_act.models import presets
-from mllm_act.models.language import LanguageConfig
-from mllm_act.models.layers import LoRA
-from mllm_act.models.mllm import HISTORIES, MLLM
-from mllm_act.models.perceiver import PerceiverConfig
-from mllm_act.models.vision import VisionConfig
+from mllm_act.errors import UserError
+from mllm_act.models import acting
+from mllm_act.models.mllm import HISTORIES, MLLM, MLLMConfig
+from tests.models import tiny
+from tests.models.tiny import B, D, N, T
 
-B, T, N, D = 3, 3, 5, 32
-
-
-def small(history: str) -> MLLM:
-    """A model of two cameras, three layers and grouped heads, at sizes that take no time."""
-    config = dataclasses.replace(
-        presets.get("tiny", ("front", "wrist"), history).model,
-        vision=VisionConfig(image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32),
-        perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32),
-        language=LanguageConfig(
-            vocabulary=32, action_tokens=16, width=D, layers=3, heads=4, kv_heads=2, mlp_width=48,
-            lora=LoRA(targets=("q", "down"), rank=2),
-        ),
-    )  # fmt: skip
-    return MLLM(config, nnx.Rngs(0))
+BRIDGES = (
+    ("projector",),
+    ("perceiver",),
+    ("projector", "perceiver"),
+    ("perceiver", "projector"),
+)
 
 
-@pytest.fixture(params=HISTORIES)
+@pytest.fixture(scope="module", params=HISTORIES)
 def model(request: pytest.FixtureRequest) -> MLLM:
-    return small(request.param)
+    return tiny.mllm(history=request.param)
 
 
-def inputs(fed: int) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    return {
-        "prompt": jnp.array(rng.integers(0, 16, (B, N))),
-        "prompt_mask": jnp.arange(N) < jnp.array([[5], [3], [1]]),
-        "latents": jnp.array(rng.normal(size=(B, T, 8, D)), jnp.float32),
-        "step_mask": jnp.ones((B, T), bool),
-        "fed": jnp.array(rng.normal(size=(B, T, fed, D)), jnp.float32),
-    }
-
-
+@tiny.jit
 def run(model: MLLM, given: dict[str, jax.Array]) -> jax.Array:
-    return nnx.jit(lambda model, given: model(**given))(model, given)
+    return model(**given)
 
 
 def test_one_pass_over_a_window_equals_a_pass_for_each_step(model: MLLM) -> None:
     """In every reading of history, step t's hidden states are those of a window that ends at t."""
-    whole = inputs(fed=2)
+    whole = tiny.sequence(fed=2)
     together = run(model, whole)
     for t in range(T):
         cut = {
@@ -65,8 +48,8 @@ def test_one_pass_over_a_window_equals_a_pass_for_each_step(model: MLLM) -> None
 
 
 def test_with_observations_alone_earlier_actions_change_nothing() -> None:
-    model = small("observations")
-    given = inputs(fed=2)
+    model = tiny.mllm(history="observations")
+    given = tiny.sequence(fed=2)
     other = {**given, "fed": given["fed"].at[:, 0].add(1.0)}
     a, b = run(model, given), run(model, other)
     np.testing.assert_array_equal(a[:, 1:], b[:, 1:])
@@ -74,62 +57,114 @@ def test_with_observations_alone_earlier_actions_change_nothing() -> None:
 
 
 def test_with_actions_in_the_history_later_steps_see_them() -> None:
-    model = small("observations_and_actions")
-    given = inputs(fed=2)
+    model = tiny.mllm(history="observations_and_actions")
+    given = tiny.sequence(fed=2)
     other = {**given, "fed": given["fed"].at[:, 0].add(1.0)}
     a, b = run(model, given), run(model, other)
     np.testing.assert_array_equal(a[:, 0, 0], b[:, 0, 0])
     assert not np.allclose(a[:, 1:], b[:, 1:])
 
 
-def test_padding_of_prompt_and_window_changes_nothing(model: MLLM) -> None:
-    given = inputs(fed=2)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_padding_of_prompt_and_window_changes_nothing(model: MLLM, data: st.DataObject) -> None:
+    """Each prompt stands anywhere in a longer row, on either side of its padding; the window ends early."""
+    given = tiny.sequence(fed=2)
     base = run(model, given)
+    room = N + 4
+    prompt, exists = np.full((B, room), 7), np.zeros((B, room), bool)
+    for row, length in enumerate(tiny.PROMPTS):
+        start = data.draw(st.integers(0, room - length))
+        prompt[row, start : start + length] = given["prompt"][row, :length]
+        exists[row, start : start + length] = True
+    steps = data.draw(st.integers(1, T))
     longer = {
         **given,
-        "prompt": jnp.pad(given["prompt"], ((0, 0), (0, 4)), constant_values=7),
-        "prompt_mask": jnp.pad(given["prompt_mask"], ((0, 0), (0, 4))),
+        "prompt": jnp.array(prompt),
+        "prompt_mask": jnp.array(exists),
+        "step_mask": jnp.broadcast_to(jnp.arange(T) < steps, (B, T)),
+        "latents": jnp.where(jnp.arange(T)[:, None, None] < steps, given["latents"], 9.0),
     }
-    np.testing.assert_allclose(run(model, longer), base, atol=2e-5)
-    shorter = {
-        **given,
-        "step_mask": given["step_mask"].at[:, -1].set(False),
-        "latents": given["latents"].at[:, -1].set(9),
-    }
-    np.testing.assert_array_equal(run(model, shorter)[:, :-1], base[:, :-1])
+    np.testing.assert_allclose(run(model, longer)[:, :steps], base[:, :steps], atol=2e-5)
 
 
-def test_decoding_with_the_cache_equals_the_pass_over_everything(model: MLLM) -> None:
-    """Prefill, then one token at a time, for windows of every length."""
-    given = inputs(fed=2)
+@tiny.jit
+def encode(model: MLLM, images: dict[str, jax.Array]) -> jax.Array:
+    return model.latents(images)
+
+
+@tiny.jit
+def decode(
+    model: MLLM, given: dict[str, jax.Array], past: jax.Array, newest: jax.Array
+) -> jax.Array:
+    """The hidden states [B, F+1, D] of step ``newest``: prefilled, then one token at a time."""
+    step_mask = jnp.broadcast_to(jnp.arange(T) <= newest, (B, T))
+    hidden, state = model.prefill(**{**given, "step_mask": step_mask, "fed": past})
+    out = [hidden]
+    for token in range(given["fed"].shape[2]):
+        hidden, state = model.extend(given["fed"][:, newest, token], state)
+        out.append(hidden)
+    return jnp.stack(out, axis=1)
+
+
+@pytest.mark.parametrize("bridge", BRIDGES, ids=",".join)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_decoding_with_the_cache_equals_the_pass_over_everything(
+    history: str, bridge: tuple[str, ...]
+) -> None:
+    """For windows of every length, as the model was trained and as it acts."""
+    model = tiny.mllm(history=history, bridge=bridge)
+    latents = encode(model, tiny.images())
+    each = 4 if "perceiver" in bridge else 9
+    assert model.config.latents_per_image == each
+    assert latents.shape == (B, T, 2 * each, D)
+    given = {**tiny.sequence(fed=2), "latents": latents}
     expected = run(model, given)
-    past = given["fed"] if model.config.history != "observations" else given["fed"][:, :, :0]
-
-    @nnx.jit
-    def decode(model: MLLM, step_mask: jax.Array, fed: jax.Array) -> list[jax.Array]:
-        hidden, state = model.prefill(
-            given["prompt"], given["prompt_mask"], given["latents"], step_mask, past
-        )
-        out = [hidden]
-        for j in range(2):
-            hidden, state = model.extend(fed[:, j], state)
-            out.append(hidden)
-        return out
-
+    past = given["fed"] if history == "observations_and_actions" else given["fed"][:, :, :0]
     for newest in range(T):
-        step_mask = jnp.broadcast_to(jnp.arange(T) <= newest, (B, T))
-        for j, hidden in enumerate(decode(model, step_mask, given["fed"][:, newest])):
-            np.testing.assert_allclose(hidden, expected[:, newest, j], atol=2e-5)
+        found = decode(model, given, past, jnp.array(newest))
+        np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
+    ready = acting.for_acting(model)
+    given["latents"] = encode(ready, tiny.images())
+    for newest in range(T):
+        found = decode(ready, given, past, jnp.array(newest))
+        np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
+
+
+def test_what_acts_has_no_factors_and_no_scales() -> None:
+    model = acting.for_acting(tiny.mllm(weights="float8", dtype="bfloat16"))
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    assert not [path for path, _ in leaves if str(path[-1]).startswith(("lora_", "kernel_scale"))]
+    projections = [leaf for path, leaf in leaves if "blocks" in path and path[-1] == "kernel"]
+    assert {leaf.dtype for leaf in projections if leaf.ndim == 2} == {jnp.dtype("bfloat16")}
 
 
 def test_latents_of_all_cameras_are_in_the_order_of_the_config() -> None:
-    model = small("observations")
-    rng = np.random.default_rng(1)
-    images = {
-        name: jnp.array(rng.integers(0, 256, (B, T, 10, 10, 3)), jnp.uint8)
-        for name in ("front", "wrist")
-    }
+    model = tiny.mllm()
+    images = tiny.images(size=10)  # resized
     latents = model.latents(images)
     assert latents.shape == (B, T, 8, D)
     swapped = model.latents({"front": images["wrist"], "wrist": images["front"]})
     np.testing.assert_allclose(swapped[:, :, :4], latents[:, :, 4:], atol=1e-6)
+
+
+def test_a_config_survives_json() -> None:
+    config = tiny.mllm().config
+    assert MLLMConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"history": "all"}, "history: expected one of observations, observations_and_actions"),
+        ({"weights": "int4"}, "weights: expected one of float32, bfloat16, float8, found 'int4'"),
+        ({"remat": "some"}, "remat: expected one of"),
+        ({"bridge": ()}, "bridge: expected one or both of projector, perceiver"),
+        ({"bridge": ("perceiver", "perceiver")}, "bridge: .* found 'perceiver,perceiver'"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_one_clear_error(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny.mllm(**changes)

@@ -12,21 +12,23 @@ from hypothesis import strategies as st
 
 from mllm_act.models import generate
 from mllm_act.models.language import LanguageConfig, LanguageModel
-from tests.models import hugging_face
+from tests.models import hugging_face, tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-LENGTHS = (9, 4, 1)  # of three texts
+LENGTHS, ROOM = (9, 4, 1), 11  # of three texts
+SIDES = {"padded right": (0, 0, 0), "padded left": tuple(ROOM - length for length in LENGTHS)}
 STEPS = 8
 
 
 class Pair(NamedTuple):
-    """The same model twice, and texts [B, N] padded on the right."""
+    """The same model twice, texts, and their logits for each text by itself."""
 
     theirs: Any
     ours: LanguageModel
-    tokens: np.ndarray
+    texts: list[np.ndarray]
+    alone: list[np.ndarray]
 
 
 @pytest.fixture(
@@ -47,28 +49,37 @@ def pair(request: pytest.FixtureRequest) -> Pair:
         nnx.Rngs(0),
     )  # fmt: skip
     hugging_face.put(ours, hugging_face.llama(theirs))
-    return Pair(theirs, ours, np.random.default_rng(0).integers(0, 40, (3, max(LENGTHS))))
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 40, length) for length in LENGTHS]
+    with torch.no_grad():
+        alone = [theirs(torch.tensor(text)[None]).logits[0].numpy() for text in texts]
+    return Pair(theirs, ours, texts, alone)
 
 
-def padded(tokens: np.ndarray, left: tuple[bool, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the texts of some rows to the right end, and returns what exists beside them."""
-    rows, exists = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-    for row, (length, at_end) in enumerate(zip(LENGTHS, left, strict=True)):
-        place = slice(tokens.shape[1] - length, None) if at_end else slice(0, length)
-        rows[row, place], exists[row, place] = tokens[row, :length], True
+def padded(texts: list[np.ndarray], starts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Puts each text at a place in a row of ``ROOM``, and returns what exists beside the rows."""
+    rows, exists = np.zeros((len(texts), ROOM), int), np.zeros((len(texts), ROOM), bool)
+    for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        place = slice(start, start + len(text))
+        rows[row, place], exists[row, place] = text, True
     return rows, exists
 
 
-@nnx.jit
+@tiny.jit
 def logits(language: LanguageModel, tokens: jax.Array, exists: jax.Array) -> jax.Array:
     positions, mask = generate.layout(exists)
     hidden, _ = language(language.embed(tokens, jnp.dtype("float32")), positions, mask)
     return language.logits(hidden)
 
 
-@pytest.mark.parametrize("left", [True, False], ids=["padded left", "padded right"])
-def test_logits_equal_llamas_with_the_same_padding(pair: Pair, left: bool) -> None:
-    tokens, exists = padded(pair.tokens, (left,) * 3)
+@tiny.jit
+def decode(language: LanguageModel, x: jax.Array, exists: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return generate.decode(language, x, exists, STEPS)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_logits_equal_llamas_with_the_same_padding(pair: Pair, side: str) -> None:
+    tokens, exists = padded(pair.texts, SIDES[side])
     with torch.no_grad():
         expected = pair.theirs(torch.tensor(tokens), attention_mask=torch.tensor(exists).long())
     found = logits(pair.ours, jnp.array(tokens), jnp.array(exists))
@@ -77,32 +88,29 @@ def test_logits_equal_llamas_with_the_same_padding(pair: Pair, left: bool) -> No
 
 
 @settings(max_examples=8, deadline=None)
-@given(left=st.tuples(st.booleans(), st.booleans(), st.booleans()))
+@given(starts=st.tuples(*(st.integers(0, ROOM - length) for length in LENGTHS)))
 def test_padding_on_any_side_of_any_text_changes_nothing(
-    pair: Pair, left: tuple[bool, ...]
+    pair: Pair, starts: tuple[int, ...]
 ) -> None:
-    tokens, exists = padded(pair.tokens, left)
+    tokens, exists = padded(pair.texts, starts)
     found = logits(pair.ours, jnp.array(tokens), jnp.array(exists))
-    for row, length in enumerate(LENGTHS):
-        with torch.no_grad():
-            alone = pair.theirs(torch.tensor(pair.tokens[row : row + 1, :length])).logits[0]
-        np.testing.assert_allclose(found[row][exists[row]], alone.numpy(), atol=1e-4)
+    for row, expected in enumerate(pair.alone):
+        np.testing.assert_allclose(found[row][exists[row]], expected, atol=1e-4)
 
 
 def test_generation_with_our_cache_equals_generation_with_theirs(pair: Pair) -> None:
     """Theirs takes padding on the left alone; ours takes it on either side."""
-    tokens, exists = padded(pair.tokens, (True,) * 3)
+    tokens, exists = padded(pair.texts, SIDES["padded left"])
     expected = pair.theirs.generate(
         torch.tensor(tokens), attention_mask=torch.tensor(exists).long(), max_new_tokens=STEPS,
         do_sample=False, return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     written = expected.sequences[:, tokens.shape[1] :].numpy()
     assert len(np.unique(written)) > 3  # no text that says one word for ever
-    decode = nnx.jit(generate.decode, static_argnames="steps")
-    for left in (True, False):
-        tokens, exists = padded(pair.tokens, (left,) * 3)
+    for starts in SIDES.values():
+        tokens, exists = padded(pair.texts, starts)
         x = pair.ours.embed(jnp.array(tokens), jnp.dtype("float32"))
-        found, chosen_by = decode(pair.ours, x, jnp.array(exists), steps=STEPS)
+        found, chosen_by = decode(pair.ours, x, jnp.array(exists))
         np.testing.assert_array_equal(found, written)
         np.testing.assert_allclose(
             chosen_by.swapaxes(0, 1), torch.stack(expected.logits).numpy(), atol=1e-4

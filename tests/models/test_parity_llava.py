@@ -11,7 +11,7 @@ from mllm_act.models.language import LanguageConfig
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
-from tests.models import hugging_face
+from tests.models import hugging_face, tiny
 from tests.models.test_parity_vision import CLIP
 
 torch = pytest.importorskip("torch")
@@ -71,7 +71,7 @@ def test_llavas_logits_and_generation_with_several_images() -> None:
         expected = theirs(**given).logits.numpy()
     written = theirs.generate(**given, max_new_tokens=8, do_sample=False)[:, tokens.shape[1] :]
 
-    @nnx.jit
+    @tiny.jit
     def read(model: MLLM, images: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         latents = model.latents({"front": images[None]})
         assert latents.shape == (1, 3, PATCHES, 32) and model.config.latents_per_image == PATCHES

@@ -12,14 +12,14 @@ from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
-from tests.models import hugging_face
+from tests.models import hugging_face, tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 
-@nnx.jit
+@tiny.jit
 def logits(language: LanguageModel, tokens: jax.Array) -> jax.Array:
     positions, mask = generate.layout(jnp.ones(tokens.shape, bool))
     hidden, _ = language(language.embed(tokens, jnp.dtype("float32")), positions, mask)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mllm_act.models.vision import VisionConfig, VisionTransformer
-from tests.models import hugging_face
+from tests.models import hugging_face, tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -31,7 +31,7 @@ def features_before_the_last(model: object, images: np.ndarray, statistics: tupl
     return states[-2][:, 1:].numpy()
 
 
-@nnx.jit
+@tiny.jit
 def encode(model: VisionTransformer, images: jax.Array) -> jax.Array:
     return model(images, dtype=jnp.dtype("float32"))
 
