@@ -8,18 +8,20 @@ One safetensors file rather than Orbax: it is written and read one layer at a ti
 import nor start-up holds more of it in memory than the layer under way.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.weights import safetensors
-from mllm_act.weights.place import Pieces, place, place_float8
+from mllm_act.weights.place import Layers, place, place_float8, place_layers
 from mllm_act.weights.tensors import Tensor
 
 WEIGHTS, META, TOKENIZER = "weights.safetensors", "meta.json", "tokenizer.json"
@@ -47,13 +49,15 @@ def load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
         for path, leaf in wanted.items():
             if path.endswith("/kernel_scale"):
                 continue  # made with its kernel
-            stacked = "/blocks/" in path
-            pieces = _pieces(there[path], stacked)
             if leaf.dtype == float8.DTYPE:
                 scale = f"{path}_scale"
-                loaded[path], loaded[scale] = place_float8(pieces, leaf, wanted[scale])
+                loaded[path], loaded[scale] = place_float8(
+                    _layers(there[path]), leaf, wanted[scale]
+                )
+            elif "/blocks/" in path:
+                loaded[path] = place_layers(_layers(there[path]), leaf)
             else:
-                loaded[path] = place(pieces, leaf, stacked)
+                loaded[path] = place(there[path].read, leaf)
             progress.update(there[path].bytes)
     return loaded
 
@@ -98,15 +102,13 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return safetensors.read(Path(folder) / WEIGHTS)
 
 
-def layer(tensor: Tensor, number: int) -> Tensor:
-    """Returns one layer of a tensor with a leading layer axis."""
-    return Tensor(tensor.shape[1:], tensor.dtype, lambda: tensor.read()[number])
+def _layers(tensor: Tensor) -> Layers:
+    """What reads each layer of a tensor with a leading layer axis."""
 
+    def read(number: int) -> np.ndarray:
+        return tensor.read()[number]
 
-def _pieces(tensor: Tensor, stacked: bool) -> Pieces:
-    if not stacked:
-        return [(0, tensor.read)]
-    return [(number, layer(tensor, number).read) for number in range(tensor.shape[0])]
+    return [functools.partial(read, number) for number in range(tensor.shape[0])]
 
 
 def _check(

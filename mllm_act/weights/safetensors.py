@@ -100,7 +100,7 @@ def write(
         }  # fmt: skip
         offset = span[1]
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * ((-8 - len(text)) % 64)  # so that arrays of the file can be used as they lie
     order = iter(tensors)
     current, left = "", 0
     with path.open("wb") as file:

@@ -1,0 +1,218 @@
+"""Small Hugging Face models saved to folders, the sizes they have here, and both sides' outputs.
+
+A test module that imports this is skipped where there is no PyTorch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from mllm_act.import_hf import open_source
+from mllm_act.models import generate
+from mllm_act.models.language import LanguageConfig
+from mllm_act.models.layers import LoRA
+from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.models.perceiver import PerceiverConfig
+from mllm_act.models.vision import FAMILIES, VisionConfig
+from mllm_act.training import rules
+from mllm_act.weights import folder
+from mllm_act.weights.convert import convert
+from tests.models import hugging_face
+from tests.models.hugging_face import torch, transformers
+
+IMAGE = 39  # the id of <image>
+PATCHES = 16
+TOKENS = np.random.default_rng(1).integers(0, IMAGE, (2, 9))
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
+
+
+def config(**changes: Any) -> MLLMConfig:
+    """The sizes of ``tests.models.hugging_face``'s models, with a CLIP; three of its four vision blocks run.
+
+    ``vision_`` and ``language_`` before a name change a size of that part.
+    """
+    made = MLLMConfig(
+        vision=VisionConfig(image_size=28, patch_size=7, width=16, layers=3, heads=2, mlp_width=40),
+        bridge=("projector",),
+        perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
+        language=LanguageConfig(
+            vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
+            context=64,
+        ),
+        cameras=("front",),
+        dtype="float32",
+    )  # fmt: skip
+    parts = {"vision": {}, "language": {}, "": {}}
+    for name, value in changes.items():
+        part, _, field = name.partition("_") if "_" in name else ("", "", name)
+        parts[part][field] = value
+    return dataclasses.replace(
+        made,
+        vision=dataclasses.replace(made.vision, **parts["vision"]),
+        language=dataclasses.replace(made.language, **parts["language"]),
+        **parts[""],
+    )
+
+
+def dinov2(stored: int = 9) -> MLLMConfig:
+    """The same with a DINOv2 whose positions are interpolated, and a tied language model."""
+    return config(
+        vision_family="dinov2", vision_mlp_width=48, vision_position_side=stored,
+        language_tied=True, language_rope_theta=100_000.0, bridge=("perceiver",),
+    )  # fmt: skip
+
+
+def llava() -> Any:
+    """LLaVA with random weights."""
+    made = transformers.LlavaConfig(
+        vision_config=hugging_face.clip_config(), text_config=hugging_face.llama_config(),
+        image_token_index=IMAGE, image_seq_length=PATCHES,
+    )  # fmt: skip
+    return hugging_face.randomized(transformers.LlavaForConditionalGeneration(made))
+
+
+def llama(kv_heads: int = 2, *, tied: bool = False, theta: float = 10_000.0) -> Any:
+    """A Llama with random weights."""
+    made = hugging_face.llama_config(kv_heads, tied=tied, theta=theta)
+    return hugging_face.randomized(transformers.LlamaForCausalLM(made))
+
+
+def clip() -> Any:
+    """A CLIP vision encoder with random weights."""
+    return hugging_face.randomized(transformers.CLIPVisionModel(hugging_face.clip_config()))
+
+
+def dino(stored: int = 9) -> Any:
+    """A DINOv2 with random weights and ``stored`` positions a side."""
+    return hugging_face.randomized(transformers.Dinov2Model(hugging_face.dinov2_config(stored)))
+
+
+def tokenizer() -> Tokenizer:
+    """Words of one letter; ids below 40."""
+    words = {chr(ord("A") + i): i for i in range(IMAGE)}
+    made = Tokenizer(models.WordLevel(words, unk_token="A"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([AddedToken("<image>", special=True)])
+    assert made.token_to_id("<image>") == IMAGE
+    return made
+
+
+def save(model: Any, path: Path, **options: Any) -> str:
+    """Saves a model; a language model gets a tokenizer beside it. Returns the folder's name."""
+    model.save_pretrained(path, **options)
+    if hasattr(model, "lm_head"):
+        tokenizer().save(str(path / "tokenizer.json"))
+    return str(path)
+
+
+def imported(made: MLLMConfig, out: Path, *names: str, dtype: str | None = None) -> Path:
+    """Imports sources into ``out``."""
+    convert(made, [open_source(name) for name in names], out, dtype)
+    return out
+
+
+def wanted(made: MLLMConfig, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """What training asks of a folder: vision and language less LoRA's factors, and the projector if it is there."""
+    state = nnx.eval_shape(lambda: nnx.state(MLLM(made, nnx.Rngs(0)), nnx.Param))
+    parts = ("vision/", "language/", "bridge/projector/")
+    given = folder.paths(path)
+    return {
+        name: leaf
+        for name, leaf in rules.flatten(state).items()
+        if name.startswith(parts) and "lora_" not in name
+        if not name.startswith("bridge/") or name in given
+    }
+
+
+def model(made: MLLMConfig, path: Path) -> MLLM:
+    """Our model with the weights of a folder; what the folder lacks is random."""
+    ours = MLLM(made, nnx.Rngs(0))
+    put(ours, folder.load(path, wanted(made, path)))
+    return ours
+
+
+def put(ours: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Sets some of a module's parameters by path."""
+    state = nnx.state(ours, nnx.Param)
+    flat = rules.flatten(state)
+    assert arrays.keys() <= flat.keys()
+    nnx.update(ours, rules.unflatten({**flat, **arrays}, state))
+
+
+def arrays(ours: nnx.Module) -> dict[str, jax.Array]:
+    """All of a module's parameters by path."""
+    return rules.flatten(nnx.state(ours, nnx.Param))
+
+
+def randomized_lora(made: MLLMConfig, ours: MLLM) -> None:
+    """Draws LoRA's second factors, which start at zero."""
+    assert made.language.lora is not None
+    draw = np.random.default_rng(3)
+    factors = {name: a for name, a in arrays(ours).items() if name.endswith("lora_b")}
+    put(
+        ours, {n: jnp.asarray(0.2 * draw.normal(size=a.shape), a.dtype) for n, a in factors.items()}
+    )
+
+
+LORA = LoRA(targets="q|v|up", rank=4, alpha=6.0)
+
+
+@nnx.jit
+def _logits(ours: MLLM, x: jax.Array) -> jax.Array:
+    positions, mask = generate.layout(jnp.ones(x.shape[:2], bool))
+    return ours.language.logits(ours.language(x, positions, mask)[0])
+
+
+def logits(ours: MLLM, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    """Our language model's logits."""
+    return np.asarray(_logits(ours, ours.language.embed(jnp.asarray(tokens), jnp.dtype("float32"))))
+
+
+@nnx.jit
+def _features(ours: MLLM, images: jax.Array) -> jax.Array:
+    return ours.vision(images, dtype=jnp.dtype("float32"))
+
+
+def features(ours: MLLM, images: np.ndarray = IMAGES) -> np.ndarray:
+    """Our vision encoder's features."""
+    return np.asarray(_features(ours, jnp.asarray(images)))
+
+
+def whole_logits(ours: MLLM) -> np.ndarray:
+    """Our logits for an image with words around it."""
+    latents = ours.latents({"front": jnp.asarray(IMAGES[:1, None])})[:, 0]
+    words = ours.language.embed(jnp.array([[1, 5, 7]]), jnp.dtype("float32"))
+    return np.asarray(_logits(ours, jnp.concatenate([words[:, :1], latents, words[:, 1:]], axis=1)))
+
+
+def their_logits(theirs: Any, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    """A Hugging Face language model's logits."""
+    with torch.no_grad():
+        return theirs(input_ids=torch.tensor(tokens)).logits.numpy()
+
+
+def pixels(family: str, images: np.ndarray = IMAGES) -> Any:
+    """Images as Hugging Face's encoders take them."""
+    mean, std = (np.array(v, np.float32) for v in (FAMILIES[family].mean, FAMILIES[family].std))
+    return torch.tensor(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
+
+
+def their_features(theirs: Any, family: str, layer: int) -> np.ndarray:
+    """Hidden states of a Hugging Face vision encoder, without the class token."""
+    with torch.no_grad():
+        states = theirs(pixels(family), output_hidden_states=True).hidden_states
+    return states[layer][:, 1:].numpy()
+
+
+def their_whole_logits(theirs: Any) -> np.ndarray:
+    """Hugging Face's LLaVA's logits for the same."""
+    tokens = torch.tensor([[1, *[IMAGE] * PATCHES, 5, 7]])
+    with torch.no_grad():
+        return theirs(input_ids=tokens, pixel_values=pixels("clip")[:1]).logits.numpy()

@@ -1,0 +1,103 @@
+"""Hugging Face folders imported: the model with their weights answers as theirs does."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mllm_act.errors import UserError
+from mllm_act.weights import folder, safetensors
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.weights import small
+
+
+def test_a_tied_llama_with_grouped_heads_and_a_dinov2_with_interpolated_positions(
+    tmp_path: Path,
+) -> None:
+    made, language, vision = small.dinov2(), small.llama(tied=True, theta=1e5), small.dino()
+    sources = (small.save(language, tmp_path / "llama"), small.save(vision, tmp_path / "dino"))
+    ours = small.model(made, small.imported(made, tmp_path / "out", *sources))
+    np.testing.assert_allclose(small.logits(ours), small.their_logits(language), atol=1e-4)
+    expected = small.their_features(vision, "dinov2", layer=-2)
+    np.testing.assert_allclose(small.features(ours), expected, atol=1e-4)
+    assert not any("bridge" in path for path in folder.paths(tmp_path / "out"))
+
+
+def test_an_untied_llama_with_full_heads_and_a_clip(tmp_path: Path) -> None:
+    made, language, vision = small.config(language_kv_heads=4), small.llama(4), small.clip()
+    sources = (small.save(vision, tmp_path / "clip"), small.save(language, tmp_path / "llama"))
+    ours = small.model(made, small.imported(made, tmp_path / "out", *sources))
+    np.testing.assert_allclose(small.logits(ours), small.their_logits(language), atol=1e-4)
+    expected = small.their_features(vision, "clip", layer=-2)
+    np.testing.assert_allclose(small.features(ours), expected, atol=1e-4)
+
+
+def respell(path: Path, change: dict[str, str]) -> None:
+    """Renames the tensors of a sharded folder by what they begin with."""
+
+    def new(name: str) -> str:
+        old = next(
+            prefix for prefix in sorted(change, key=len, reverse=True) if name.startswith(prefix)
+        )
+        return change[old] + name.removeprefix(old)
+
+    for shard in path.glob("*.safetensors"):
+        tensors = {new(n): t for n, t in safetensors.read(shard).items()}
+        values = [(name, np.array(tensor.read())) for name, tensor in tensors.items()]
+        safetensors.write(shard, tensors, values)
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {new(n): shard for n, shard in index["weight_map"].items()}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# Each from the one before: as transformers saves it, as LLaVA-1.5 was released, as transformers 5 has it in memory.
+SPELLINGS = (
+    {"vision_tower.": "vision_tower.vision_model.", "": ""},
+    {
+        "vision_tower.vision_model.": "model.vision_tower.",
+        "language_model.lm_head.": "lm_head.",
+        "language_model.model.": "model.language_model.",
+        "": "model.",
+    },
+)
+
+
+def test_llava_in_shards_in_every_spelling(tmp_path: Path) -> None:
+    theirs = small.llava()
+    source = small.save(theirs, tmp_path / "llava", max_shard_size="20KB")
+    assert len(list((tmp_path / "llava").glob("*.safetensors"))) > 3
+    out = small.imported(small.config(), tmp_path / "out", source)
+    expected = small.their_whole_logits(theirs)
+    ours = small.model(small.config(), out)
+    np.testing.assert_allclose(small.whole_logits(ours), expected, atol=1e-4)
+    for number, spelling in enumerate(SPELLINGS):
+        respell(tmp_path / "llava", spelling)
+        again = small.imported(small.config(), tmp_path / f"out{number}", source)
+        weights = (again / folder.WEIGHTS, out / folder.WEIGHTS)
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_released_llavas_config_leaves_defaults_out(tmp_path: Path) -> None:
+    """``text_config`` of llava-hf/llava-1.5-7b-hf has no sizes: they are Llama's defaults, and are compared so."""
+    source = small.save(small.llava(), tmp_path / "llava")
+    path = tmp_path / "llava" / "config.json"
+    values = json.loads(path.read_text())
+    values["text_config"] = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": 40}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="text_config.hidden_size: expected 32, found 4096"):
+        small.imported(small.config(), tmp_path / "out", source)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_folder_keeps_the_sources_dtype_unless_told(tmp_path: Path, dtype: str | None) -> None:
+    source = small.save(small.llava(), tmp_path / "llava")
+    out = small.imported(small.config(), tmp_path / "out", source, dtype=dtype)
+    held = {tensor.dtype for tensor in folder.tensors(out).values()}
+    assert held == {np.dtype(ml_dtypes.bfloat16 if dtype else np.float32)}
+    assert folder.text_tokenizer(out) == (tmp_path / "llava" / "tokenizer.json").read_text()
+    assert folder.meta(out)["sources"] == [{"source": source, "revision": None}]

@@ -1,0 +1,123 @@
+"""Peak host memory of import and of loading, each measured in a process of its own.
+
+On the CPU the devices' memory is the host's, so what is loaded counts in the process; it is taken off, for it is "what
+is already on host". Pages of mapped files count too while they are mapped, as the system counts them.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mllm_act.models.mllm import MLLMConfig
+from mllm_act.models.presets import PRESETS
+from mllm_act.weights import names, safetensors, shapes
+from mllm_act.weights.tensors import Tensor
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+MEGABYTE = 1 << 20
+LARGEST = 64 * MEGABYTE  # the embedding
+# What is there beside tensors: compiled programs, buffers of the allocator, Python objects. Measured 5 to 15 MB.
+SLACK = 24 * MEGABYTE
+
+CHILD = """
+import json, sys
+from pathlib import Path
+
+import jax
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+from mllm_act.models.mllm import MLLMConfig
+from mllm_act.weights import folder, huggingface, shapes
+from mllm_act.weights.convert import convert
+
+what, config, source, out = sys.argv[1:]
+config = MLLMConfig.from_dict(json.loads(config))
+wanted = {
+    path: jax.ShapeDtypeStruct(shape, "float32")
+    for path, shape in shapes.imported(config, projector=False).items()
+}
+jax.jit(lambda x: x + 1)(0.0)  # the backend starts
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+before = memory("VmRSS")
+held = 0
+if what == "import":
+    convert(config, [huggingface.read(Path(source), source)], Path(out))
+else:
+    loaded = folder.load(Path(out), wanted)
+    held = sum(array.nbytes for array in loaded.values())
+print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
+"""
+
+
+def big() -> MLLMConfig:
+    """A Llama whose tensors are large beside everything else, with a small CLIP."""
+    made = PRESETS["tiny"].model
+    language = dataclasses.replace(
+        made.language, vocabulary=16384, width=1024, mlp_width=4096, layers=3, heads=8, tied=False
+    )
+    return dataclasses.replace(made, language=language)
+
+
+def write_source(config: MLLMConfig, path: Path) -> None:
+    """A LLaVA of random numbers in two shards, written tensor by tensor."""
+    wanted = shapes.imported(config, projector=False)
+    kinds: dict[str, Tensor] = {}
+    for name, place in names.places(config, projector=False).items():
+        shape = wanted[place.path] if place.layer is None else wanted[place.path][1:]
+        theirs = names.their_shape(place.path, shape, config.vision.family)
+        kinds[name] = Tensor(theirs, np.dtype(np.float32), lambda s=theirs: np.ones(s, np.float32))
+    assert max(tensor.bytes for tensor in kinds.values()) == LARGEST
+    path.mkdir()
+    index = {}
+    for shard in range(2):
+        part = dict(list(kinds.items())[shard::2])
+
+        def values(part: dict[str, Tensor] = part) -> Iterator[tuple[str, np.ndarray]]:
+            for name, tensor in part.items():
+                yield name, tensor.read()
+
+        safetensors.write(path / f"{shard}.safetensors", part, values())
+        index |= dict.fromkeys(part, f"{shard}.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (path / "tokenizer.json").write_text("{}")
+    language, vision = config.language, config.vision
+    (path / "config.json").write_text(json.dumps({
+        "model_type": "llava",
+        "text_config": {
+            "vocab_size": language.vocabulary, "hidden_size": language.width, "num_hidden_layers": language.layers,
+            "intermediate_size": language.mlp_width, "num_attention_heads": language.heads,
+            "num_key_value_heads": language.kv_heads, "rms_norm_eps": language.epsilon,
+        },
+        "vision_config": {
+            "hidden_size": vision.width, "num_hidden_layers": vision.layers + 1, "patch_size": vision.patch_size,
+            "intermediate_size": vision.mlp_width, "num_attention_heads": vision.heads, "image_size": vision.image_size,
+        },
+    }))  # fmt: skip
+
+
+def test_import_and_loading_hold_at_most_two_of_the_largest_tensors(tmp_path: Path) -> None:
+    config = big()
+    write_source(config, tmp_path / "source")
+    arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "source"), str(tmp_path / "out")]  # fmt: skip
+    found = {}
+    for what in ("import", "load"):
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, what, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found[what] = json.loads(done.stdout)
+    print({w: {k: round(v / MEGABYTE) for k, v in f.items()} for w, f in found.items()})
+    assert found["import"]["held"] == 0
+    assert found["load"]["held"] > 4 * LARGEST  # or the bound would say little
+    for figures in found.values():
+        assert figures["peak"] - figures["held"] <= 2 * LARGEST + SLACK, found
