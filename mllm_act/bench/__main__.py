@@ -5,7 +5,9 @@ import sys
 
 from mllm_act.errors import UserError, nearest, run
 
-BENCHES = {"data": "mllm_act.bench.data"}  # name -> module with a main(argv)
+BENCHES = {
+    name: f"mllm_act.bench.{name}" for name in ("data", "train", "act")
+}  # name -> module with a main(argv)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""A model as it acts: LoRA merged into the matrices, everything in the dtype it computes in, blocks one by one.
+"""A model as it acts: LoRA merged into the matrices, everything in the dtype it computes in, layers one by one.
 
 One decision multiplies few rows by every matrix, so that its time is the time of reading them. A loop over stacked
-blocks would copy each matrix out of its stack before reading it.
+blocks would copy each matrix out of its stack first. Matrices that read the same input are one, wide enough to keep
+a whole GPU reading.
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ from mllm_act.models.mllm import MLLM
 
 
 def _merge(linear: Linear, dtype: jnp.dtype) -> None:
-    """Folds scales and LoRA's factors of a stacked matrix into it, and casts it."""
+    """Folds the scale and LoRA's factors of stacked matrices into them, and casts them."""
     kernel = linear.kernel[...].astype(jnp.float32)
     if linear.kernel_scale is not None:
-        kernel = kernel * linear.kernel_scale[...][..., None, :]
+        kernel = kernel * linear.kernel_scale[...][:, None, None]
         linear.kernel_scale = None
     if linear.lora is not None:
         update = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest")
@@ -27,6 +28,15 @@ def _merge(linear: Linear, dtype: jnp.dtype) -> None:
         del linear.lora_a, linear.lora_b
         linear.lora = None
     linear.kernel = nnx.Param(kernel.astype(dtype))
+
+
+def _join(block: nnx.Module, names: tuple[str, ...], joined: str) -> None:
+    """Makes one matrix of several that read the same input."""
+    parts = [getattr(block, name) for name in names]
+    parts[0].kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=-1))
+    for name in names:
+        delattr(block, name)
+    setattr(block, joined, parts[0])
 
 
 def for_acting(mllm: MLLM) -> MLLM:
@@ -44,9 +54,9 @@ def for_acting(mllm: MLLM) -> MLLM:
         _merge(getattr(mllm.language.blocks, name), dtype)
     for name in ("q", "k", "v", "o", "up", "down"):
         _merge(getattr(mllm.vision.blocks, name), dtype)
-    mllm.language.blocks = unstack(mllm.language.blocks, config.language.layers)
-    mllm.vision.blocks = unstack(mllm.vision.blocks, config.vision.layers)
+    _join(mllm.language.blocks, ("q", "k", "v"), "qkv")
+    _join(mllm.language.blocks, ("gate", "up"), "gate_up")
     language = dataclasses.replace(config.language, lora=None)
     mllm.config = dataclasses.replace(config, language=language, weights=config.dtype)
-    jax.block_until_ready(nnx.state(mllm))
-    return mllm
+    graph, state = nnx.split(mllm)
+    return jax.block_until_ready(nnx.merge(graph, unstack(state)))

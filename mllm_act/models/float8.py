@@ -1,8 +1,13 @@
 """Frozen matrices held and multiplied in 8-bit floating point (e4m3; Micikevicius et al., arXiv 2209.05433).
 
-A matrix keeps one scale a column, an input gets one scale a row when it arrives; both are factors of the result, so
-that the product itself is of 8-bit numbers alone, at twice bfloat16's rate on Hopper. The gradient of the input is
-computed alike. The matrix has no gradient: it is frozen.
+A matrix has one scale. Its input is quantised when it arrives: with one scale where a bound on it is known beforehand
+(what a norm puts out), else with one a row. Scales are powers of two, so that they are exact in any format; e4m3 keeps
+its three bits of mantissa over four decades, so that a loose bound costs no precision. On Hopper the product is of
+8-bit numbers alone, at twice bfloat16's rate. The gradient of the input is computed alike. The matrix has no
+gradient: it is frozen.
+
+Hopper multiplies 8-bit numbers along axes that are contiguous in both factors. ``both_ways`` holds a matrix beside its
+transpose, one for the product and one for the gradient, where transposing it in every step would cost more.
 """
 
 import jax
@@ -10,49 +15,80 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 DTYPE = jnp.float8_e4m3fn
+Kernel = Array | tuple[Array, Array]  # [I, O], or that and its transpose
 LARGEST = float(jnp.finfo(DTYPE).max)  # 448
 
 
+def _scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the least power of two that brings numbers up to ``largest`` into e4m3's range."""
+    exponent = jnp.ceil(jnp.log2(jnp.maximum(largest.astype(jnp.float32), 1e-30) / LARGEST))
+    return jnp.exp2(exponent)
+
+
+def _cast(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    scaled = x.astype(jnp.float32) / scale
+    return jnp.clip(scaled, -LARGEST, LARGEST).astype(DTYPE)  # beyond the range e4m3 has NaN alone
+
+
 def quantize(
-    kernel: Float[Array, "... I O"],
-) -> tuple[Float[Array, "... I O"], Float[Array, "... O"]]:
-    """Returns a matrix in float8 and float32 scales of its columns: ``kernel ~= quantized * scale``."""
-    kernel = kernel.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(kernel).max(-2), 1e-12) / LARGEST
-    return (kernel / scale[..., None, :]).astype(DTYPE), scale
+    kernel: Float[Array, "*stack I O"],
+) -> tuple[Float[Array, "*stack I O"], Float[Array, "*stack"]]:
+    """Returns matrices in float8, and a float32 scale of each: ``kernel ~= quantized * scale``."""
+    scale = _scale(jnp.abs(kernel).max((-2, -1)))
+    return _cast(kernel, scale[..., None, None]), scale
+
+
+def both_ways(kernel: Float[Array, "I O"]) -> Kernel:
+    """Returns the matrix and its transpose, for ``matmul``."""
+    return kernel, jnp.asarray(kernel.T)
 
 
 def _product(
-    x: Float[Array, "... I"], kernel: Float[Array, "I O"], contracted: int
+    x: Float[Array, "... I"],
+    kernel: Float[Array, "O I"],
+    scale: Float[Array, ""],
+    bound: Float[Array, ""] | None,
 ) -> Float[Array, "... O"]:
-    """Multiplies rows, quantised on the way, by a float8 matrix over its axis ``contracted``; float32."""
-    scale = jnp.maximum(jnp.abs(x).max(-1, keepdims=True).astype(jnp.float32), 1e-12) / LARGEST
-    rows = (x.astype(jnp.float32) / scale).astype(DTYPE)
-    out = jax.lax.dot_general(
-        rows,
-        kernel,
-        (((x.ndim - 1,), (contracted,)), ((), ())),
-        preferred_element_type=x.dtype,
-    )
-    return out.astype(jnp.float32) * scale
+    """Multiplies rows, quantised on the way, by the rows of a float8 matrix."""
+    rows = None if bound is not None else _scale(jnp.abs(x).max(-1, keepdims=True))
+    whole = jnp.float32(1.0) if bound is None else _scale(bound)
+    quantized = _cast(x, whole if rows is None else rows)
+    # XLA makes one 8-bit product of this form, cast and scale of both sides included.
+    left = quantized.astype(x.dtype) * whole.astype(x.dtype)
+    right = kernel.astype(x.dtype) * scale.astype(x.dtype)
+    out = jax.lax.dot_general(left, right, (((x.ndim - 1,), (1,)), ((), ())))
+    return out if rows is None else out * rows.astype(x.dtype)
 
 
 @jax.custom_vjp
 def matmul(
-    x: Float[Array, "... I"], kernel: Float[Array, "I O"], scale: Float[Array, " O"]
+    x: Float[Array, "... I"],
+    kernel: Kernel,
+    scale: Float[Array, ""],
+    bound: Float[Array, ""] | None = None,
 ) -> Float[Array, "... O"]:
-    """Returns ``x @ (kernel * scale)`` in the dtype of ``x``, for a matrix from ``quantize``."""
-    return (_product(x, kernel, 0) * scale).astype(x.dtype)
+    """Returns ``x @ (kernel * scale)`` in the dtype of ``x``.
+
+    Args:
+      x: rows.
+      kernel: from ``quantize``, or ``both_ways`` of that.
+      scale: from ``quantize``.
+      bound: one that no entry of ``x`` exceeds, where it is known; those that do are cut to it.
+    """
+    transposed = kernel[1] if isinstance(kernel, tuple) else kernel.T
+    return _product(x, transposed, scale, bound)
 
 
-def _forward(x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel, scale), (kernel, scale)
+def _forward(
+    x: Array, kernel: Kernel, scale: Array, bound: Array | None
+) -> tuple[Array, tuple[Kernel, Array]]:
+    return matmul(x, kernel, scale, bound), (kernel, scale)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+def _backward(kept: tuple[Kernel, Array], gradient: Array) -> tuple[Array, None, None, None]:
     kernel, scale = kept
-    scaled = (gradient.astype(jnp.float32) * scale).astype(gradient.dtype)
-    return _product(scaled, kernel, 1).astype(gradient.dtype), None, None
+    plain = kernel[0] if isinstance(kernel, tuple) else kernel
+    return _product(gradient, plain, scale, None), None, None, None
 
 
 matmul.defvjp(_forward, _backward)

@@ -63,7 +63,10 @@ def rotate(
 
 
 class LanguageBlock(nnx.Module):
-    """One decoder layer."""
+    """One decoder layer. Where it acts, q, k and v are one matrix, and gate and up (see ``models.acting``)."""
+
+    qkv: Linear | None = None
+    gate_up: Linear | None = None
 
     def __init__(self, config: LanguageConfig, weights: str, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -97,19 +100,27 @@ class LanguageBlock(nnx.Module):
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
         rate = 0.0 if c.lora is None else c.lora.dropout
 
-        y = self.norm1(x)
+        y, bound = self.norm1(x), self.norm1.bound()
         dropped = dropout(y, rate, keys[0])  # one mask for all that read the same input
-        q = keep(rotate(heads(self.q(y, dropped), c.heads), positions, c.rope_theta))
-        k = keep(rotate(heads(self.k(y, dropped), c.kv_heads), positions, c.rope_theta))
-        v = keep(heads(self.v(y, dropped), c.kv_heads))
+        if self.qkv is None:
+            q, k, v = (project(y, dropped, bound) for project in (self.q, self.k, self.v))
+        else:
+            ends = (c.width, c.width + c.width * c.kv_heads // c.heads)
+            q, k, v = jnp.split(self.qkv(y, bound=bound), ends, axis=-1)
+        q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
+        k = keep(rotate(heads(k, c.kv_heads), positions, c.rope_theta))
+        v = keep(heads(v, c.kv_heads))
         if past is not None:
             k, v = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
         y = keep(attend(q, k, v, mask))
         x = keep(x + self.o(y, dropout(y, rate, keys[1])))
 
-        y = self.norm2(x)
+        y, bound = self.norm2(x), self.norm2.bound()
         dropped = dropout(y, rate, keys[2])
-        gate, up = keep(self.gate(y, dropped)), keep(self.up(y, dropped))
+        if self.gate_up is None:
+            gate, up = keep(self.gate(y, dropped, bound)), keep(self.up(y, dropped, bound))
+        else:
+            gate, up = jnp.split(self.gate_up(y, bound=bound), 2, axis=-1)
         y = jax.nn.silu(gate) * up
         return x + self.down(y, dropout(y, rate, keys[3])), (k, v)
 
@@ -136,9 +147,7 @@ class LanguageModel(nnx.Module):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), table).astype(held))
         rows = jax.random.normal(rngs.params(), table) * config.width**-0.5
         self.head = None if config.tied else nnx.Param(rows.astype(held))
-        self.blocks: LanguageBlock | nnx.List = stack(
-            lambda r: LanguageBlock(config, weights, r), config.layers, rngs
-        )
+        self.blocks = stack(lambda r: LanguageBlock(config, weights, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
     def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:

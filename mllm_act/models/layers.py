@@ -6,6 +6,8 @@ config names.
 """
 
 import dataclasses
+import functools
+import operator
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -79,21 +81,38 @@ class Linear(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs)))
 
     def __call__(
-        self, x: Float[Array, "... I"], dropped: Float[Array, "... I"] | None = None
+        self,
+        x: Float[Array, "... I"],
+        dropped: Float[Array, "... I"] | None = None,
+        bound: Float[Array, ""] | None = None,
     ) -> Float[Array, "... O"]:
-        """Applies the map; LoRA's factors read ``dropped``, ``x`` after dropout, where it is given."""
-        kernel = self.kernel[...]
+        """Applies the map.
+
+        Args:
+          x: the input, whose dtype the map is computed in.
+          dropped: ``x`` after dropout, which LoRA's factors read; ``x`` itself where it is not given.
+          bound: one that no entry of ``x`` exceeds, where it is known; products in float8 need not look for it then.
+        """
+        kernel = self.kernel.get_value()
         if self.kernel_scale is None:
             y = x @ kernel.astype(x.dtype)
         else:
-            y = float8.matmul(x, kernel, self.kernel_scale[...])
+            y = float8.matmul(x, kernel, self.kernel_scale[...], bound)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
             low = (x if dropped is None else dropped) @ self.lora_a[...].astype(x.dtype)
-            low = low * (self.lora.alpha / self.lora.rank)
+            low = keep(low) * (self.lora.alpha / self.lora.rank)
             y = y + low @ self.lora_b[...].astype(x.dtype)
         return y
+
+    def bound(self, length: Float[Array, ""]) -> Float[Array, ""]:
+        """Returns a bound on every output, for inputs whose Euclidean length is at most ``length`` (Cauchy-Schwarz)."""
+        kernel = self.kernel.get_value()
+        kernel = (kernel[0] if isinstance(kernel, tuple) else kernel).astype(jnp.float32)
+        scale = 1.0 if self.kernel_scale is None else self.kernel_scale[...]
+        column = jnp.sqrt(jnp.square(kernel).sum(0)) * scale * length
+        return (column if self.bias is None else column + jnp.abs(self.bias[...])).max()
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
@@ -114,9 +133,20 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        mean = x32.mean(-1, keepdims=True)  # both sums in one pass over x
+        variance = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
+        normal = (x32 - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+    def bound(self) -> Float[Array, ""]:
+        """Returns a bound on every output: no entry of a row of unit variance exceeds the root of its width."""
+        root = self.scale.shape[-1] ** 0.5
+        return root * jnp.abs(self.scale[...]).max() + jnp.abs(self.bias[...]).max()
+
+    def length(self) -> Float[Array, ""]:
+        """Returns a bound on the Euclidean length of every output row."""
+        root = self.scale.shape[-1] ** 0.5
+        return root * jnp.abs(self.scale[...]).max() + jnp.sqrt(jnp.square(self.bias[...]).sum())
 
 
 class RMSNorm(nnx.Module):
@@ -130,6 +160,10 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         normal = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon)
         return (normal * self.scale[...]).astype(x.dtype)
+
+    def bound(self) -> Float[Array, ""]:
+        """Returns a bound on every output; see ``LayerNorm.bound``."""
+        return self.scale.shape[-1] ** 0.5 * jnp.abs(self.scale[...]).max()
 
 
 def attend(
@@ -161,13 +195,6 @@ def stack(make: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Blo
     return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
 
 
-def unstack(blocks: Block, layers: int) -> nnx.List:
-    """Returns stacked blocks one by one. A loop over them reads each matrix where it lies, but compiles longer."""
-    graph, state = nnx.split(blocks)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(layers)]
-    return nnx.List([nnx.merge(graph, one) for one in each])
-
-
 # What the backward pass computes again; "projections" keeps what the matrix products gave, the rest is cheap.
 REMAT = ("none", "projections", "full")
 KEPT = "projection"
@@ -178,18 +205,37 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return checkpoint_name(x, KEPT)
 
 
+def unstack(state: nnx.State) -> nnx.State:
+    """Returns a state in which stacked parameters (those under ``blocks``) are tuples of one array a layer.
+
+    ``scan`` then runs the layers unrolled, each matrix read where it lies. XLA copies a layer's matrices out of their
+    stack otherwise, a tenth of a training step on a GPU and most of a decision; it compiles faster, though. Matrices in
+    float8 are held both ways, see ``float8.both_ways``.
+    """
+
+    def cut(value: Array) -> tuple[Any, ...]:
+        layers = tuple(value)
+        return tuple(map(float8.both_ways, layers)) if value.dtype == float8.DTYPE else layers
+
+    def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+        return variable.replace(cut(variable.get_value())) if stacked else variable
+
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=_is_variable)
+
+
 def scan(
-    blocks: Block | nnx.List,
+    blocks: Block,
     step: Callable[[Block, Any, Any], tuple[Any, Any]],
     carry: Any,
     per_layer: Any = None,
     *,
     remat: str = "none",
 ) -> tuple[Any, Any]:
-    """Runs blocks one after the other: stacked ones compiled once, unstacked ones each by itself.
+    """Runs stacked blocks one after the other: compiled once, or unrolled where some parameters are unstacked.
 
     Args:
-      blocks: what ``stack`` or ``unstack`` made.
+      blocks: what ``stack`` made; parameters may be tuples, see ``unstack``.
       step: ``(block, carry, layer_input) -> (carry, layer_output)``.
       carry: what flows from block to block.
       per_layer: a tree with a leading layer axis, one slice a block.
@@ -198,22 +244,42 @@ def scan(
     Returns:
       The last carry, and the layer outputs stacked on a leading axis.
     """
-    if isinstance(blocks, nnx.List):
-        outputs = []
-        for i, block in enumerate(blocks):
-            layer = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-            carry, output = step(block, carry, layer)
-            outputs.append(output)
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
     graph, state = nnx.split(blocks)
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "projections" else None
 
-    def body(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
-        return step(nnx.merge(graph, layer[0]), carry, layer[1])
+    def run(state: nnx.State, carry: Any, layer: Any) -> tuple[Any, Any]:
+        return step(nnx.merge(graph, state), carry, layer)
 
-    if remat != "none":
-        policy = None
-        if remat == "projections":
-            policy = jax.checkpoint_policies.save_only_these_names(KEPT)
-        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, carry, (state, per_layer))
+    tuples = [v for v in _variables(state) if isinstance(v.get_value(), tuple)]
+    if not tuples:
+        body = run if remat == "none" else jax.checkpoint(run, prevent_cse=False, policy=policy)
+        return jax.lax.scan(lambda c, xs: body(xs[0], c, xs[1]), carry, (state, per_layer))
+
+    layers = len(tuples[0].get_value())
+    body = run if remat == "none" else jax.checkpoint(run, policy=policy)
+    pieces = _map_variables(functools.partial(_pieces, layers=layers), state)
+    outputs = []
+    for i in range(layers):
+        ith = operator.itemgetter(i)
+        carry, output = body(_map_variables(ith, pieces), carry, jax.tree.map(ith, per_layer))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _variables(state: nnx.State) -> list[nnx.Variable]:
+    return jax.tree.leaves(state, is_leaf=_is_variable)
+
+
+def _map_variables(f: Callable[[Any], Any], state: nnx.State) -> nnx.State:
+    return jax.tree.map(lambda v: v.replace(f(v.get_value())), state, is_leaf=_is_variable)
+
+
+def _pieces(value: Array | tuple[Array, ...], layers: int) -> tuple[Array, ...]:
+    """Cuts a stacked parameter into its layers. (The gradient of ``lax.split`` is one concatenation.)"""
+    if isinstance(value, tuple):
+        return value
+    return tuple(piece[0] for piece in jax.lax.split(value, [1] * layers))

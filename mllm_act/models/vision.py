@@ -116,15 +116,18 @@ class VisionBlock(nnx.Module):
             self.scale1, self.scale2 = nnx.Param(jnp.ones(d)), nnx.Param(jnp.ones(d))
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        y = self.norm1(x)
-        q, k, v = (heads(project(y), self.heads) for project in (self.q, self.k, self.v))
+        y, bound = self.norm1(x), self.norm1.bound()
+        q, k, v = (
+            heads(project(y, bound=bound), self.heads) for project in (self.q, self.k, self.v)
+        )
         y = self.o(attend(q, k, v))
         x = x + (y * self.scale1[...].astype(x.dtype) if self.family.layer_scale else y)
-        y = self.up(self.norm2(x))
+        y = self.up(self.norm2(x), bound=self.norm2.bound())
+        bound = self.up.bound(self.norm2.length())  # no activation makes its input larger
         if self.family.layer_scale:
-            y = self.down(jax.nn.gelu(y, approximate=False))
+            y = self.down(jax.nn.gelu(y, approximate=False), bound=bound)
             return x + y * self.scale2[...].astype(x.dtype)
-        return x + self.down(y * jax.nn.sigmoid(1.702 * y))
+        return x + self.down(y * jax.nn.sigmoid(1.702 * y), bound=bound)
 
 
 class VisionTransformer(nnx.Module):
@@ -138,9 +141,7 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(jax.random.normal(rngs.params(), (d,)) * d**-0.5)
         self.position = nnx.Param(jax.random.normal(rngs.params(), (1 + side**2, d)) * 0.02)
         self.norm = LayerNorm(d, epsilon=self.family.epsilon) if self.family.norm_first else None
-        self.blocks: VisionBlock | nnx.List = stack(
-            lambda r: VisionBlock(config, weights, r), config.layers, rngs
-        )
+        self.blocks = stack(lambda r: VisionBlock(config, weights, r), config.layers, rngs)
 
     def _positions(self) -> Float[Array, "1+patches D"]:
         c, stored = self.config, self.position[...]

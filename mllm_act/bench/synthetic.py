@@ -1,0 +1,91 @@
+"""A policy's network and batch at a preset's real shapes, with random numbers made on the device.
+
+Speed hardly depends on what weights say, so that benchmarks need no download. Shapes are those of Meta-World: actions
+and proprioception of four numbers, tokenizers of 512 codes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mllm_act.adapters import VectorQuantized
+from mllm_act.batch import Batch, Observation
+from mllm_act.models import presets
+from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.network import PolicyNetwork
+from mllm_act.normalization import Moments, Statistics
+from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.training import rules
+
+CAMERA = "camera"
+ACTIONS = 4
+
+
+def statistics() -> Statistics:
+    """Returns statistics of actions that fill [-1, 1]."""
+    low, middle, high = (-1.0,) * ACTIONS, (0.0,) * ACTIONS, (1.0,) * ACTIONS
+    moments = Moments(mean=middle, std=high, min=low, max=high, q01=low, q99=high)
+    return Statistics(moments, moments, 1, 1, "train", "", ("none",), ("none",))
+
+
+def maker(config: MLLMConfig, tokens: int) -> Callable[[], PolicyNetwork]:
+    """Returns what makes a network whose residual VQ adapter writes ``tokens`` tokens an action."""
+
+    def make() -> PolicyNetwork:
+        rngs = nnx.Rngs(0)
+        tokenizer = ActionTokenizer(TokenizerConfig(ACTIONS, quantizers=tokens), rngs=rngs)
+        first = config.language.action_tokens
+        width = config.language.width
+        adapter = VectorQuantized(statistics(), width, first, tokenizer, rngs)
+        return PolicyNetwork(MLLM(config, rngs), adapter)
+
+    return make
+
+
+def initialize(
+    make: Callable[[], PolicyNetwork], trained: presets.Rules
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Makes the network on the device; returns its structure, its trained and its frozen parameters."""
+    graph, _, _ = rules.split(nnx.eval_shape(make), trained)
+    return graph, *jax.jit(lambda: rules.split(make(), trained)[1:])()
+
+
+def batch(config: MLLMConfig, size: int, context: int, prompt_tokens: int) -> Batch:
+    """Returns a random batch on the device; images have the size the model sees."""
+    rng = np.random.default_rng(0)
+    pixels = config.vision.image_size
+    observation = Observation(
+        images={
+            CAMERA: jax.random.bits(
+                jax.random.key(0), (size, context, pixels, pixels, 3), jnp.uint8
+            )
+        },
+        proprio=jnp.array(rng.normal(size=(size, context, ACTIONS)), jnp.float32),
+        mask=jnp.ones((size, context), bool),
+        prompt=jnp.array(rng.integers(0, config.language.action_tokens, (size, prompt_tokens))),
+        prompt_mask=jnp.ones((size, prompt_tokens), bool),
+    )
+    actions = rng.uniform(-1, 1, (size, context, ACTIONS))
+    return Batch(observation, jnp.array(actions, jnp.float32))
+
+
+def model(flags: Any) -> MLLMConfig:
+    """Returns the model that a benchmark's flags name."""
+    config = presets.get(flags.preset).model
+    language = config.language
+    if language.lora is not None:
+        lora = dataclasses.replace(language.lora, targets=flags.lora_targets)
+        language = dataclasses.replace(language, lora=lora)
+    return dataclasses.replace(
+        config,
+        cameras=(CAMERA,),
+        language=language,
+        bridge=tuple(flags.bridge.split(",")),
+        weights=flags.weights or config.weights,
+        remat=flags.remat or config.remat,
+    )
