@@ -1,11 +1,13 @@
-"""LoRA, dropout, and stacked blocks."""
+"""LoRA's update, dropout, norms, and stacked blocks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from mllm_act.models.layers import Linear, LoRA, dropout, scan, stack
+from mllm_act.models.layers import REMAT, Linear, LoRA, RMSNorm, dropout, scan, stack
+from tests.models import tiny
 
 LORA = LoRA(rank=4, alpha=8.0, dropout=0.5)
 
@@ -19,13 +21,27 @@ def test_lora_is_the_base_at_first_and_a_low_rank_update_of_it_later() -> None:
     np.testing.assert_allclose(layer(x), x @ merged, atol=1e-5)
 
 
-def test_loras_dropout_needs_a_key_and_leaves_the_base_alone() -> None:
+def test_the_factors_alone_read_what_dropout_left() -> None:
     layer = Linear(6, 5, lora=LORA, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 6))
-    np.testing.assert_array_equal(layer(x, jax.random.key(2)), layer(x))  # B is zero
+    nothing = jnp.zeros_like(x)
+    np.testing.assert_array_equal(layer(x, nothing), layer(x))  # B is zero
     layer.lora_b[...] = jnp.ones((4, 5))
-    assert not np.allclose(layer(x, jax.random.key(2)), layer(x))
-    np.testing.assert_array_equal(layer(x), layer(x))
+    np.testing.assert_allclose(layer(x, nothing), x @ layer.kernel[...], atol=1e-6)
+    assert not np.allclose(layer(x, nothing), layer(x))
+
+
+def test_dropout_needs_a_key() -> None:
+    model, given = tiny.mllm(), tiny.sequence(fed=1)
+
+    @tiny.jit
+    def run(model: nnx.Module, key: jax.Array | None) -> jax.Array:
+        return model(**given, key=key)
+
+    plain, dropped = run(model, None), run(model, jax.random.key(0))
+    np.testing.assert_array_equal(plain, run(model, None))
+    assert not np.allclose(plain, dropped)
+    assert not np.allclose(dropped, run(model, jax.random.key(1)))
 
 
 def test_dropout_keeps_the_mean() -> None:
@@ -35,13 +51,20 @@ def test_dropout_keeps_the_mean() -> None:
     assert abs(float((dropped == 0).mean()) - 0.1) < 0.01
 
 
-def test_scanned_blocks_are_the_blocks_one_after_the_other_with_remat_or_without() -> None:
+def test_norms_are_computed_in_float32_whatever_the_input() -> None:
+    x = 1000 + jax.random.normal(jax.random.key(0), (4, 64)).astype(jnp.bfloat16)
+    norm = RMSNorm(64, epsilon=1e-5)
+    wide = norm(x.astype(jnp.float32))
+    np.testing.assert_array_equal(norm(x), wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("remat", REMAT)
+def test_scanned_blocks_are_the_blocks_one_after_the_other(remat: str) -> None:
     blocks = stack(lambda rngs: Linear(4, 4, rngs=rngs), 3, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 4))
     expected = x
     for kernel in blocks.kernel[...]:
         expected = jnp.tanh(expected @ kernel)
     assert not np.allclose(blocks.kernel[0], blocks.kernel[1])
-    for remat in (False, True):
-        found, _ = scan(blocks, lambda block, x, _: (jnp.tanh(block(x)), None), x, remat=remat)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    found, _ = scan(blocks, lambda block, x, _: (jnp.tanh(block(x)), None), x, remat=remat)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mllm_act.errors import UserError
 from mllm_act.models import acting
 from mllm_act.models.mllm import HISTORIES, MLLM, MLLMConfig
+from mllm_act.training import rules
 from tests.models import tiny
 from tests.models.tiny import B, D, N, T
 
@@ -133,10 +134,13 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
 
 def test_what_acts_has_no_factors_and_no_scales() -> None:
     model = acting.for_acting(tiny.mllm(weights="float8", dtype="bfloat16"))
-    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    assert not [path for path, _ in leaves if str(path[-1]).startswith(("lora_", "kernel_scale"))]
-    projections = [leaf for path, leaf in leaves if "blocks" in path and path[-1] == "kernel"]
-    assert {leaf.dtype for leaf in projections if leaf.ndim == 2} == {jnp.dtype("bfloat16")}
+    leaves = rules.flatten(nnx.state(model, nnx.Param))
+    assert not [path for path in leaves if "lora_" in path or "kernel_scale" in path]
+    matrices = {
+        path: leaf for path, leaf in leaves.items() if "blocks" in path and "/kernel" in path
+    }
+    frozen = {leaf.dtype for path, leaf in matrices.items() if not path.startswith("bridge/")}
+    assert frozen == {jnp.dtype("bfloat16")}
 
 
 def test_latents_of_all_cameras_are_in_the_order_of_the_config() -> None:

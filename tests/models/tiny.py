@@ -18,6 +18,9 @@ from mllm_act.models.vision import VisionConfig
 CAMERAS = ("front", "wrist")
 B, T, N, D = 3, 3, 5, 32  # batch, steps, prompt tokens, width
 PROMPTS = (5, 3, 1)  # tokens of each prompt
+FAST = {
+    "xla_backend_optimization_level": 0
+}  # to compile, not to run: compiler options for ``jax.jit``
 
 
 def mllm(**changes: Any) -> MLLM:
@@ -52,7 +55,7 @@ def jit(call: Callable[..., Any]) -> Callable[..., Any]:
     alone share it in the compilation cache.
     """
 
-    @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+    @partial(jax.jit, static_argnums=0, compiler_options=FAST)
     def pure(graph: nnx.GraphDef, state: nnx.State, *args: Any) -> Any:
         return call(nnx.merge(graph, state), *args)
 
