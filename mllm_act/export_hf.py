@@ -13,17 +13,26 @@ and the action space adapter with its rows of the vocabulary. The vision encoder
 here, so its features are ``hidden_states[-1]``.
 """
 
+import argparse
 import dataclasses
 import os
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from tokenizers import Tokenizer
 
-from mllm_act.errors import UserError
+from mllm_act import network as networks
+from mllm_act.errors import UserError, run
 from mllm_act.models.mllm import MLLMConfig
+from mllm_act.normalization import Statistics
+from mllm_act.training import checkpoint, frozen, rules
+from mllm_act.training.checkpoint import Checkpointer
 from mllm_act.weights import export, folder, peft
 from mllm_act.weights.tensors import Tensor
 
@@ -39,7 +48,7 @@ class Model:
       mllm: arrays by path in ``MLLM``.
       adapter: the other arrays of a policy, by path in ``PolicyNetwork``.
       tokenizer: the text of the ``tokenizer.json``.
-      base: the hub id or folder that the weights were imported from, if it is known.
+      base: the hub id that the language model's weights were imported from, if they were.
     """
 
     config: MLLMConfig
@@ -60,12 +69,58 @@ def from_folder(path: Path) -> Model:
         bridge=("projector",) if projector else ("perceiver",),
         language=dataclasses.replace(config.language, lora=None),
     )
-    return Model(config, arrays, {}, folder.text_tokenizer(path), meta["sources"][0]["source"])
+    return Model(config, arrays, {}, folder.text_tokenizer(path), _hub_id(meta["sources"]))
+
+
+def from_run(path: Path) -> Model:
+    """Opens the newest checkpoint of a run's folder, or the step that ``path`` names; its arrays stay on the host.
+
+    Raises:
+      UserError: if there is no whole checkpoint of a policy.
+    """
+    workdir, step = checkpoint.find(path)
+    with Checkpointer(workdir) as checkpoints:
+        meta = checkpoints.meta(step)
+        absent = [key for key in ("network", "statistics", "prompt", "frozen") if key not in meta]
+        if absent:
+            raise UserError(
+                f"{workdir}/checkpoints/{step}: expected a policy's checkpoint, found none of {', '.join(absent)} in "
+                "it; pass the workdir of mllm_act.train"
+            )
+        description = networks.Description.from_dict(meta["network"])
+        statistics = Statistics.from_dict(meta["statistics"])
+        network = nnx.eval_shape(lambda: networks.build(description, statistics, nnx.Rngs(0)))
+        _, *parts = rules.split(network, description.trained)
+        trained, still = (_on_host(rules.flatten(part)) for part in parts)
+        arrays = checkpoints.restore(step, {"trained": trained})["trained"]
+        arrays = {**arrays, **frozen.load(workdir, still, meta["frozen"])}
+    inside = {
+        p.removeprefix("mllm/"): tensor(a) for p, a in arrays.items() if p.startswith("mllm/")
+    }
+    beside = {p: tensor(a) for p, a in arrays.items() if not p.startswith("mllm/")}
+    base = _hub_id(meta.get("pretrained") or [])
+    return Model(description.model, inside, beside, meta["prompt"]["tokenizer_json"], base)
 
 
 def tensor(array: jax.Array) -> Tensor:
     """An array in memory as one to be read."""
     return Tensor(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+
+
+def _on_host(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        for path, leaf in arrays.items()
+    }
+
+
+def _hub_id(sources: Sequence[Mapping[str, str | None]]) -> str | None:
+    """The first source, where it is one of the hub: its revision is a commit."""
+    for source in sources[:1]:
+        if re.fullmatch("[0-9a-f]{40}", source["revision"] or ""):
+            return str(source["source"]).partition("@")[0]
+    return None
 
 
 def export_model(model: Model, out: Path, lora: bool, shard: int = export.SHARD) -> None:
@@ -107,3 +162,29 @@ def _image_token(model: Model) -> int:
             "import the weights with LLaVA's own tokenizer.json"
         )
     return token
+
+
+def main() -> None:
+    """Runs the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run's folder, one step of it, or a folder of mllm_act.import_hf",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--lora", action="store_true", help="LoRA's factors alone, for peft")
+    arguments = parser.parse_args()
+    imported = (arguments.checkpoint / folder.WEIGHTS).exists()
+    model = from_folder(arguments.checkpoint) if imported else from_run(arguments.checkpoint)
+    export_model(model, arguments.out, arguments.lora)
+    for path in sorted(arguments.out.rglob("*")):
+        if path.is_file():
+            print(f"{path}  {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    run(main)

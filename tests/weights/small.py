@@ -4,9 +4,9 @@ A test module that imports this is skipped where there is no PyTorch.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from mllm_act.weights import folder
 from mllm_act.weights.convert import convert
 from tests.models import hugging_face
 from tests.models.hugging_face import torch, transformers
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 IMAGE = 39  # the id of <image>
 PATCHES = 16
@@ -131,34 +133,25 @@ def wanted(made: MLLMConfig, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def random(make: Callable[[], Module], given: Mapping[str, jax.Array] | None = None) -> Module:
+    """A module with the parameters given and the others random, made without compiling anything."""
+    graph, state = nnx.split(nnx.eval_shape(make))
+    draw = np.random.default_rng(2)
+    made = dict(given or {})
+    for path, leaf in rules.flatten(state).items():
+        if path not in made:
+            made[path] = jnp.asarray(0.2 * draw.normal(size=leaf.shape), leaf.dtype)
+    return nnx.merge(graph, rules.unflatten(made, state))
+
+
 def model(made: MLLMConfig, path: Path) -> MLLM:
     """Our model with the weights of a folder; what the folder lacks is random."""
-    ours = MLLM(made, nnx.Rngs(0))
-    put(ours, folder.load(path, wanted(made, path)))
-    return ours
-
-
-def put(ours: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Sets some of a module's parameters by path."""
-    state = nnx.state(ours, nnx.Param)
-    flat = rules.flatten(state)
-    assert arrays.keys() <= flat.keys()
-    nnx.update(ours, rules.unflatten({**flat, **arrays}, state))
+    return random(lambda: MLLM(made, nnx.Rngs(0)), folder.load(path, wanted(made, path)))
 
 
 def arrays(ours: nnx.Module) -> dict[str, jax.Array]:
     """All of a module's parameters by path."""
     return rules.flatten(nnx.state(ours, nnx.Param))
-
-
-def randomized_lora(made: MLLMConfig, ours: MLLM) -> None:
-    """Draws LoRA's second factors, which start at zero."""
-    assert made.language.lora is not None
-    draw = np.random.default_rng(3)
-    factors = {name: a for name, a in arrays(ours).items() if name.endswith("lora_b")}
-    put(
-        ours, {n: jnp.asarray(0.2 * draw.normal(size=a.shape), a.dtype) for n, a in factors.items()}
-    )
 
 
 LORA = LoRA(targets="q|v|up", rank=4, alpha=6.0)

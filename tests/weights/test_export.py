@@ -28,7 +28,6 @@ def with_lora(made: MLLMConfig, source: Path) -> tuple[export_hf.Model, Any]:
     """A model as training leaves it: weights of a folder and LoRA's factors."""
     made = dataclasses.replace(made, language=dataclasses.replace(made.language, lora=small.LORA))
     ours = small.model(made, source)
-    small.randomized_lora(made, ours)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
     text = folder.text_tokenizer(source)
     return export_hf.Model(made, arrays, {}, text, base=None), ours
