@@ -50,6 +50,16 @@ CLOSED = {
         "mllm_act.rl",
         "mllm_act.policy",
     ),
+    "mllm_act/weights": (
+        *TENSORFLOW,
+        "transformers",
+        "peft",
+        "mllm_act.envs",
+        "mllm_act.adapters",
+        "mllm_act.tokenizer",
+        "mllm_act.rl",
+        "mllm_act.policy",
+    ),
     "mllm_act/rl": (*TENSORFLOW,),
 }
 

@@ -48,8 +48,6 @@ _DEFAULTS = {"llama": _LLAMA, "clip_vision_model": _CLIP, "dinov2": _DINOV2}
 
 def complete(found: dict[str, Any]) -> dict[str, Any]:
     """Returns a ``config.json`` with the defaults put in that it leaves out."""
-    if found.get("model_type") == "clip":  # the whole of CLIP, of which the vision half is wanted
-        found = {**found.get("vision_config", {}), "model_type": "clip_vision_model"}
     if found.get("model_type") == "llava":
         text = {"model_type": "llama", **(found.get("text_config") or {})}
         image = {"model_type": "clip_vision_model", **(found.get("vision_config") or {})}
@@ -180,9 +178,9 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> 
     found = {**found, "rope_theta": rope.get("rope_theta", found.get("rope_theta", 1e4))}
     ignored = {"architectures", "rope_parameters", "max_position_embeddings", "num_channels"}
     for key, value in wanted.items():
-        if key in ignored or key not in found:
+        there = found.get(key)
+        if key in ignored or there is None:
             continue
-        there = found[key]
         if key == "num_hidden_layers" and "patch_size" in wanted:
             if there < value:  # later vision blocks are left out
                 yield f"{prefix}{key}: expected at least {value}, found {there}"
@@ -191,7 +189,8 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> 
                 yield f"{prefix}{key}: expected {value}, found {there}"
         elif there != value:
             yield f"{prefix}{key}: expected {value!r}, found {there!r}"
-    kind = (found.get("rope_scaling") or rope).get("rope_type", "default")
+    scaling = found.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         yield f"{prefix}rope_type: expected 'default', found {kind!r}"
 

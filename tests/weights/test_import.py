@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mllm_act import export_hf
 from mllm_act.errors import UserError
 from mllm_act.weights import folder, safetensors
 from tests.weights import small
@@ -97,3 +98,22 @@ def test_the_folder_keeps_the_sources_dtype_unless_told(tmp_path: Path, dtype: s
     assert held == {np.dtype(ml_dtypes.bfloat16 if dtype else np.float32)}
     assert folder.text_tokenizer(out) == (tmp_path / "llava" / "tokenizer.json").read_text()
     assert folder.meta(out)["sources"] == [{"source": source, "revision": None}]
+
+
+def test_a_hub_id_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache on disk, where an earlier download has left it."""
+    hub = pytest.importorskip("huggingface_hub")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--llava"
+    small.save(small.llava(), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    out = small.imported(small.config(), tmp_path / "out", "owner/llava")
+    assert folder.meta(out)["sources"] == [{"source": "owner/llava", "revision": commit}]
+    assert export_hf.from_folder(out).base == "owner/llava"
+    with pytest.raises(
+        UserError, match="--source=owner/none: expected a folder, .* check the name"
+    ):
+        small.open_source("owner/none")

@@ -1,0 +1,75 @@
+"""The ``config.json`` of released models against the presets made for them, and ours as theirs."""
+
+from typing import Any
+
+import pytest
+
+from mllm_act.errors import UserError
+from mllm_act.models.presets import PRESETS
+from mllm_act.weights import configs
+
+# What decides of llava-hf/llava-1.5-7b-hf, HuggingFaceTB/SmolLM2-135M-Instruct and facebook/dinov2-small.
+LLAVA = {
+    "model_type": "llava",
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32064,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}  # fmt: skip
+SMOLLM2 = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 576, "intermediate_size": 1536,
+    "max_position_embeddings": 8192, "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True,
+    "vocab_size": 49152, "head_dim": None,
+}  # fmt: skip
+DINOV2 = {
+    "model_type": "dinov2", "hidden_act": "gelu", "hidden_size": 384, "image_size": 518, "layer_norm_eps": 1e-06,
+    "mlp_ratio": 4, "num_attention_heads": 6, "num_hidden_layers": 12, "patch_size": 14, "qkv_bias": True,
+    "use_swiglu_ffn": False,
+}  # fmt: skip
+VICUNA_13B = {**SMOLLM2, "hidden_size": 5120, "vocab_size": 32000}
+
+
+def check(found: dict[str, Any], preset: str) -> None:
+    configs.check(configs.complete(found), PRESETS[preset].model, "x")
+
+
+@pytest.mark.parametrize(
+    ("found", "preset"),
+    [(LLAVA, "llava_1_5_7b"), (SMOLLM2, "smollm2_vit_s"), (DINOV2, "smollm2_vit_s")],
+)
+def test_the_released_models_are_those_of_the_presets(found: dict[str, Any], preset: str) -> None:
+    check(found, preset)
+
+
+@pytest.mark.parametrize(
+    ("found", "preset", "match"),
+    [
+        (VICUNA_13B, "llava_1_5_7b", "hidden_size: expected 4096, found 5120; .*vocab_size|vocab_size: .*hidden_size"),
+        (SMOLLM2 | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "smollm2_vit_s", "rope_type: .*'linear'"),
+        (SMOLLM2 | {"tie_word_embeddings": False}, "smollm2_vit_s", "tie_word_embeddings: expected True"),
+        (SMOLLM2 | {"attention_bias": True}, "smollm2_vit_s", "attention_bias: expected False"),
+        (DINOV2 | {"num_hidden_layers": 10}, "smollm2_vit_s", "num_hidden_layers: expected at least 11, found 10"),
+        (LLAVA | {"vision_feature_select_strategy": "full"}, "llava_1_5_7b", "expected 'default', found 'full'"),
+        (DINOV2, "llava_1_5_7b", "model_type: expected 'clip_vision_model', found 'dinov2'"),
+    ],
+)  # fmt: skip
+def test_others_are_not(found: dict[str, Any], preset: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        check(found, preset)
+
+
+@pytest.mark.parametrize("preset", ["llava_1_5_7b", "smollm2_vit_s"])
+def test_what_we_write_is_what_we_ask_for(preset: str) -> None:
+    model = PRESETS[preset].model
+    configs.check(configs.complete(configs.language(model)), model, "x")
+    configs.check(configs.complete(configs.vision(model)), model, "x")
+    if model.vision.family == "clip":
+        configs.check(configs.complete(configs.llava(model, 32000)), model, "x")
