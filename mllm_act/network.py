@@ -1,22 +1,27 @@
 """A policy's network: a multimodal language model and an action space adapter, put together.
 
-``describe`` says in plain JSON what a network is made of, and ``build`` makes it from that: the description is in
-every checkpoint, so that acting needs no config file.
+A ``Description`` says in plain JSON what a network is made of, and ``build`` makes it from that: the description is in
+every checkpoint, so that acting needs no config file, and no preset either, which may change.
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from ml_collections.config_dict import ConfigDict
 
 from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
 from mllm_act.batch import Batch
 from mllm_act.errors import UserError, nearest
-from mllm_act.models import presets
-from mllm_act.models.mllm import HISTORIES, MLLM
+from mllm_act.models.language import PROJECTIONS
+from mllm_act.models.layers import LoRA
+from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.models.presets import Rules
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 
@@ -28,10 +33,10 @@ class Description:
     """What a network is made of.
 
     Attributes:
-      preset: the model's name in ``models.presets``.
+      preset: the name that ``model`` and ``trained`` came from; for information.
+      model: all sizes of the model, the cameras it sees, its history.
+      trained: which parameters are trained; see ``training.rules``.
       adapter: one of ``ADAPTERS``.
-      cameras: whose images the model sees, in this order.
-      history: see ``models.mllm``.
       context: T, the steps of a window.
       hidden: width of the regression adapter's MLP.
       bins: the uniform adapter's bins a dimension.
@@ -39,18 +44,78 @@ class Description:
     """
 
     preset: str
+    model: MLLMConfig
+    trained: Rules
     adapter: str
-    cameras: tuple[str, ...]
-    history: str
     context: int
     hidden: int
     bins: int
     tokenizer: dict[str, Any] | None
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Description":
-        """Makes a description from its JSON form."""
-        return cls(**{**values, "cameras": tuple(values["cameras"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> "Description":
+        """Makes a description from its JSON form, which ``dataclasses.asdict`` gives.
+
+        Raises:
+          UserError: if it is another version's.
+        """
+        try:
+            model = MLLMConfig.from_dict(values["model"])
+            trained = tuple((str(pattern), bool(moves)) for pattern, moves in values["trained"])
+            return cls(**{**values, "model": model, "trained": trained})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"network: expected the description of a network as this version of mllm_act writes it, found another "
+                f"({error}); train the policy anew, or use the version that its meta names (provenance)"
+            ) from error
+
+
+def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -> MLLMConfig:
+    """Puts what a training config says of the model into a preset's sizes; what it leaves open stays the preset's.
+
+    Args:
+      model: the preset's.
+      config: ``history``, ``bridge``, ``weights``, ``remat``, and ``lora`` with ``targets``, ``rank``, ``alpha`` and
+        ``dropout``; text that is empty and numbers that are None leave things open.
+      cameras: those of the data set.
+
+    Raises:
+      UserError: if LoRA's pattern or numbers cannot be. The model itself looks at the choices.
+    """
+    set_here = {key: config[key] for key in ("weights", "remat") if config[key]}
+    if config.bridge:
+        set_here["bridge"] = tuple(config.bridge.split(","))
+    model = dataclasses.replace(model, cameras=cameras, history=config.history, **set_here)
+    lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
+    if not lora:
+        return model
+    return dataclasses.replace(
+        model,
+        language=dataclasses.replace(
+            model.language,
+            lora=_checked(dataclasses.replace(model.language.lora or LoRA(), **lora)),
+        ),
+    )
+
+
+def _checked(lora: LoRA) -> LoRA:
+    """Raises UserError if LoRA's pattern or numbers cannot be."""
+    try:
+        aims = any(map(lora.aims_at, PROJECTIONS))
+    except re.error:
+        aims = False
+    if not aims:
+        raise UserError(
+            f"config.lora.targets: expected a pattern that matches some of {', '.join(PROJECTIONS)} wholly, found "
+            f"{lora.targets!r}; write q|k|v, for example"
+        )
+    if lora.rank < 1:
+        raise UserError(f"config.lora.rank: expected at least 1, found {lora.rank}")
+    if not 0 <= lora.dropout < 1:
+        raise UserError(
+            f"config.lora.dropout: expected at least 0 and below 1, found {lora.dropout}"
+        )
+    return lora
 
 
 class PolicyNetwork(nnx.Module):
@@ -111,21 +176,14 @@ class PolicyNetwork(nnx.Module):
         return self.adapter.sample(hidden, proprio, self.mllm.extend, state, key)
 
 
-def build(
-    description: Description, statistics: Statistics, rngs: nnx.Rngs
-) -> tuple[PolicyNetwork, presets.Preset]:
-    """Makes a network with fresh parameters, and returns its preset beside it.
+def build(description: Description, statistics: Statistics, rngs: nnx.Rngs) -> PolicyNetwork:
+    """Makes a network with fresh parameters; under ``nnx.eval_shape`` with abstract ones.
 
     Raises:
-      UserError: if the preset or the adapter does not exist.
+      UserError: if the adapter or a choice of the model does not exist.
     """
-    if description.history not in HISTORIES:
-        raise UserError(
-            f"history: expected one of {', '.join(HISTORIES)}, found {description.history!r}"
-        )
-    preset = presets.get(description.preset, description.cameras, description.history)
-    mllm = MLLM(preset.model, rngs)
-    first_token = preset.model.language.action_tokens
+    mllm = MLLM(description.model, rngs)
+    first_token = description.model.language.action_tokens
     adapter: Adapter
     if description.adapter == "regression":
         adapter = Regression(
@@ -142,13 +200,20 @@ def build(
             f"adapter: expected one of {', '.join(ADAPTERS)}, found {description.adapter!r}; "
             + nearest(description.adapter, ADAPTERS)
         )
-    rows = preset.model.language.vocabulary - first_token
-    codes = getattr(adapter, "codes", 0)
-    if codes > rows:
+    rows = description.model.language.vocabulary - first_token
+    if adapter.codes > rows:
         raise UserError(
-            f"adapter: expected at most {rows} codes, the reserved rows of preset {description.preset!r}, found {codes}"
+            f"adapter: expected at most {rows} codes, the reserved rows of preset {description.preset!r}, found "
+            f"{adapter.codes}"
         )
-    return PolicyNetwork(mllm, adapter), preset
+    return PolicyNetwork(mllm, adapter)
+
+
+def longest_prompt(network: PolicyNetwork, context: int) -> int:
+    """Returns how many tokens a prompt may have, so that ``context`` steps after it fit the model's positions."""
+    model = network.mllm.config
+    step = model.latents_per_image * len(model.cameras) + network.adapter.tokens_per_action
+    return model.language.context - context * step
 
 
 def empty_tokens(adapter: Adapter, batch: int, steps: int) -> Array:

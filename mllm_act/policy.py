@@ -19,9 +19,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mllm_act import network as networks
 from mllm_act.errors import UserError
+from mllm_act.models.acting import for_acting
 from mllm_act.normalization import Statistics
 from mllm_act.prompt import Prompt, pad
 from mllm_act.training import checkpoint, rules
+from mllm_act.training import frozen as frozen_arrays
 from mllm_act.training.checkpoint import Checkpointer
 
 
@@ -44,6 +46,7 @@ class Policy:
         self.prompt, self.context, self.meta = prompt, context, meta
         self._graph, self._parameters = nnx.split(network)
         self._cameras = network.mllm.config.cameras
+        self._longest = networks.longest_prompt(network, context)
         self._prompts: dict[str, list[int]] = {}
         self._step = jax.jit(self._compute)
 
@@ -61,6 +64,7 @@ class Policy:
                 ("network", "description"),
                 ("statistics", "action statistics"),
                 ("prompt", "prompt"),
+                ("frozen", "mark of the frozen parameters"),
             ):
                 if key not in meta:
                     raise UserError(
@@ -74,23 +78,21 @@ class Policy:
                     "none; train the policy anew with --config.tokenizer=DIR"
                 )
             statistics = Statistics.from_dict(meta["statistics"])
-            network, preset = networks.build(description, statistics, nnx.Rngs(0))
-            _, trained, frozen = rules.split(network, preset.trained)
-            wanted = {"trained": trained, "frozen": frozen}
-            restored = checkpoints.restore(
-                step, {item: rules.flatten(tree) for item, tree in wanted.items()}
-            )
-            nnx.update(
-                network,
-                *(rules.unflatten(restored[item], like=tree) for item, tree in wanted.items()),
-            )
+            network = nnx.eval_shape(lambda: networks.build(description, statistics, nnx.Rngs(0)))
+            graph, *parts = rules.split(network, description.trained)
+            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            trained, frozen = (_placed(rules.flatten(part), place) for part in parts)
+            arrays = checkpoints.restore(step, {"trained": trained})["trained"]
+            arrays |= frozen_arrays.load(workdir, frozen, meta["frozen"])
+        network = nnx.merge(graph, *(rules.unflatten(arrays, like=part) for part in parts))
+        network.mllm = for_acting(network.mllm)
         return cls(network, Prompt(**meta["prompt"]), description.context, meta)
 
     def start(self, batch: int) -> Memory:
         """Returns an empty memory for ``batch`` episodes."""
         network = nnx.merge(self._graph, self._parameters)
         config = network.mllm.config
-        count = config.perceiver.latents * len(config.cameras)
+        count = config.latents_per_image * len(config.cameras)
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
         tokens = networks.empty_tokens(network.adapter, batch, self.context)
         return Memory(latents, tokens, jnp.zeros(batch, jnp.int32))
@@ -116,18 +118,22 @@ class Policy:
           Actions in the environment's own numbers, and the new memory.
 
         Raises:
-          UserError: if a camera the policy sees is missing, or something has another dtype or shape.
+          UserError: if a camera the policy sees is missing, something has another dtype or shape, or an instruction is
+            too long for the model.
         """
+        batch, proprios = len(first), len(self.meta["statistics"]["proprio"]["mean"])
         for camera in self._cameras:
             image = images.get(camera)
-            if image is None or image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
+            fits = image is not None and image.dtype == np.uint8 and image.ndim == 4
+            if image is None or not fits or (len(image), image.shape[-1]) != (batch, 3):
                 found = (
                     f"{image.dtype}{list(image.shape)}"
                     if image is not None
                     else f"cameras {sorted(images)}"
                 )
-                raise UserError(f"images[{camera!r}]: expected uint8[B, H, W, 3], found {found}")
-        batch, proprios = len(first), len(self.meta["statistics"]["proprio"]["mean"])
+                raise UserError(
+                    f"images[{camera!r}]: expected uint8[{batch}, H, W, 3] in RGB, found {found}; convert it"
+                )
         if proprio.shape != (batch, proprios) or len(instructions) != batch:
             raise UserError(
                 f"expected proprio[{batch}, {proprios}] and {batch} instructions for {batch} episodes, found "
@@ -148,7 +154,13 @@ class Policy:
     def _prompt_tokens(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Prompts longer than in training are padded to the next multiple of that length: padding is not seen."""
         for instruction in set(instructions) - self._prompts.keys():
-            self._prompts[instruction] = self.prompt.encode(instruction)
+            ids = self.prompt.encode(instruction)
+            if len(ids) > self._longest:
+                raise UserError(
+                    f"instruction: expected a prompt of at most {self._longest} tokens, what {self.context} steps "
+                    f"leave of the model's context, found {len(ids)} for {instruction[:60]!r}; shorten it"
+                )
+            self._prompts[instruction] = ids
         longest = max(len(ids) for ids in self._prompts.values())
         length = -(-longest // self.prompt.length) * self.prompt.length
         return pad([self._prompts[instruction] for instruction in instructions], length)
@@ -182,3 +194,12 @@ class Policy:
         tokens = network.act(ids, exists, latents, step_mask, proprio, past)
         memory = Memory(latents, past.at[rows, place].set(tokens), place + 1)
         return network.adapter.decode(tokens), memory
+
+
+def _placed(
+    arrays: Mapping[str, jax.ShapeDtypeStruct], place: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        for path, leaf in arrays.items()
+    }

@@ -6,7 +6,6 @@ from tokens again: actions do not pass through here.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,26 +96,58 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
 
 
 def build(
-    template: str, text_tokenizer: str, instructions: Iterable[str], action_tokens: int, length: int
+    template: str,
+    tokenizer_json: str | None,
+    instructions: Iterable[str],
+    action_tokens: int,
+    length: int,
 ) -> Prompt:
     """Makes the prompt of a training run.
 
     Args:
       template: a text with ``{instruction}`` in it.
-      text_tokenizer: ``"trained"``, or the path of a ``tokenizer.json`` (see ``presets.Preset``).
+      tokenizer_json: the text of a ``tokenizer.json``; without it one is learnt from the prompts themselves.
       instructions: those of the data set.
-      action_tokens: text ids stay below this one.
+      action_tokens: ids of a tokenizer that is learnt stay below this one.
       length: N.
 
     Raises:
-      UserError: if the template has no ``{instruction}``, or the tokenizer's file does not exist.
+      UserError: if the template has no ``{instruction}``.
     """
     if "{instruction}" not in template:
         raise UserError(f"prompt_template: expected {{instruction}} in it, found {template!r}")
-    if text_tokenizer == "trained":
+    if tokenizer_json is None:
         texts = [template.replace("{instruction}", instruction) for instruction in instructions]
-        return Prompt(template, train_tokenizer(texts, action_tokens), length)
-    path = Path(text_tokenizer)
-    if not path.is_file():
-        raise UserError(f"preset: expected a tokenizer.json at {path}, found nothing there")
-    return Prompt(template, path.read_text(), length)
+        tokenizer_json = train_tokenizer(texts, action_tokens)
+    return Prompt(template, tokenizer_json, length)
+
+
+def check_ids(
+    prompt: Prompt, instructions: Iterable[str], vocabulary: int, action_tokens: range
+) -> None:
+    """Looks at the ids of prompts.
+
+    Args:
+      prompt: makes them.
+      instructions: those of the data set.
+      vocabulary: V, how many ids the model knows.
+      action_tokens: ids that the adapter writes over.
+
+    Raises:
+      UserError: if the model does not know an id, or the adapter writes over one; both name the instruction.
+    """
+    for instruction in instructions:
+        for token in prompt.encode(instruction):
+            if token >= vocabulary:
+                raise UserError(
+                    f"config.pretrained: expected token ids below {vocabulary}, the model's vocabulary, found {token} "
+                    f"in the prompt for {instruction!r}; the tokenizer is of another model: import the weights anew "
+                    "with python -m mllm_act.import_hf"
+                )
+            if token in action_tokens:
+                text = _tokenizer(prompt.tokenizer_json).id_to_token(token)
+                raise UserError(
+                    f"config.prompt_template: expected prompts without the ids {action_tokens.start} to "
+                    f"{action_tokens.stop - 1}, the rows of actions, found {token} ({text!r}) in the one "
+                    f"for {instruction!r}; word it otherwise"
+                )

@@ -25,28 +25,30 @@ from mllm_act import batch as batch_format
 from mllm_act import config as configuration
 from mllm_act import network as networks
 from mllm_act import prompt as prompts
-from mllm_act.adapters import VectorQuantized
 from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError
+from mllm_act.models import presets
 from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
-from mllm_act.training import optimizer, rules, sharding
+from mllm_act.training import frozen as frozen_arrays
+from mllm_act.training import initialize, memory, optimizer, rules, sharding
 from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
-from mllm_act.training.guards import check_finite, check_same_run
+from mllm_act.training.guards import check_finite, check_float32, check_same_run
 from mllm_act.training.metrics import MetricsWriter
+from mllm_act.weights import folder as pretrained_folder
 
 # What a resumed run may be given otherwise. The data's bytes are compared by the iterator, the tokenizer by what it
-# makes of the network and of the statistics; on another mesh sums are rounded otherwise.
-FREE = tuple(
-    f"config.{key}"
-    for key in (
-        "data.directory",
-        "tokenizer",
-        "log_every",
-        "validate_every",
-        "validation_windows",
-        "checkpoint_every",
-        "mesh",
-    )
+# makes of the network and of the statistics; on another mesh, and with another remat, sums are rounded otherwise.
+FREE = (
+    "config.data.directory",
+    "config.tokenizer",
+    "config.pretrained",
+    "config.log_every",
+    "config.validate_every",
+    "config.validation_windows",
+    "config.checkpoint_every",
+    "config.mesh",
+    "config.remat",
+    "network.model.remat",
 )
 
 Scores = tuple[dict[str, jax.Array], jax.Array]  # means by name, and of how many they are
@@ -83,7 +85,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if steps is None:
         steps = max(1, round(config.epochs * windows / config.data.batch_size))
 
-    # ---- network ------------------------------------------------------------------------------------------------
+    # ---- network, as shapes and the places they go to -----------------------------------------------------------
+    preset = presets.get(config.preset)
     tokenizer = None
     if config.adapter in ("vq", "rvq"):
         if not config.tokenizer:
@@ -98,54 +101,101 @@ def main(config: ConfigDict, workdir: Path) -> None:
         statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
     description = networks.Description(
         preset=config.preset,
+        model=networks.configure(preset.model, config, dataset.cameras),
+        trained=preset.trained,
         adapter=config.adapter,
-        cameras=dataset.cameras,
-        history=config.history,
         context=config.data.context,
         hidden=config.hidden,
         bins=config.bins,
         tokenizer=None if tokenizer is None else dataclasses.asdict(tokenizer.config),
     )
-    network, preset = networks.build(description, statistics, nnx.Rngs(config.seed))
-    if tokenizer is not None:
-        assert isinstance(network.adapter, VectorQuantized)
-        nnx.update(network.adapter.tokenizer, nnx.state(tokenizer.model))
+
+    def make() -> networks.PolicyNetwork:
+        return networks.build(description, statistics, nnx.Rngs(config.seed))
+
+    network = nnx.eval_shape(make)
+    graph, trained, frozen = rules.split(network, description.trained)
+    print("What is trained:\n" + rules.table(trained, frozen))
+    check_float32(rules.flatten(trained))
+    tx, learning_rate = optimizer.build(config.optimizer, steps)
+    shapes = {
+        "trained": trained,
+        "frozen": frozen,
+        "optimizer": jax.eval_shape(tx.init, trained),
+    }
+    abstract = sharding.abstract(shapes, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    # ---- prompt, and whether all of it fits ---------------------------------------------------------------------
+    language, adapter = description.model.language, network.adapter
+    pretrained = Path(config.pretrained) if config.pretrained else None  # none: random weights
+    text_tokenizer = None
+    if preset.text_tokenizer == "pretrained" and pretrained is not None:
+        text_tokenizer = pretrained_folder.text_tokenizer(pretrained)
     prompt = prompts.build(
         config.prompt_template,
-        preset.text_tokenizer,
+        text_tokenizer,
         statistics.instructions,
-        preset.model.language.action_tokens,
+        language.action_tokens,
         config.prompt_tokens,
     )
     prompt.tokens(statistics.instructions)  # one that is too long is told of now
-    graph, trained, frozen = rules.split(network, preset.trained)
-    print("What is trained:\n" + rules.table(trained, frozen))
+    rows = range(language.action_tokens, language.action_tokens + adapter.codes)
+    prompts.check_ids(prompt, statistics.instructions, language.vocabulary, rows)
+    longest = networks.longest_prompt(network, config.data.context)
+    if config.prompt_tokens > longest:
+        raise UserError(
+            f"config.prompt_tokens: expected at most {longest}, what {config.data.context} steps leave of the "
+            f"{language.context} positions of {config.preset!r}, found {config.prompt_tokens}; lower it or "
+            "config.data.context"
+        )
+    needed = memory.estimate(
+        description.model,
+        abstract["trained"],
+        abstract["frozen"],
+        config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        config.data.context,
+        config.prompt_tokens,
+        adapter.tokens_per_action,
+    )
+    print("Memory a device, about:\n" + memory.table(needed, jax.local_devices()))
+    memory.check(needed, jax.local_devices())
 
-    # ---- optimizer and state ------------------------------------------------------------------------------------
-    tx, learning_rate = optimizer.build(config.optimizer, steps)
-    state = {"trained": trained, "frozen": frozen, "optimizer": tx.init(trained)}
-    shardings = sharding.of_parameters(state, mesh)
-    state = jax.device_put(state, shardings)
-
-    # ---- restore ------------------------------------------------------------------------------------------------
+    # ---- restore or initialise ----------------------------------------------------------------------------------
     meta = canonical({
         "network": dataclasses.asdict(description),
         "statistics": statistics.to_dict(),
         "prompt": prompt.to_dict(),
         "dataset": {**dataset.metadata, "tasks": statistics.tasks},
         "config": configuration.to_json(config),
+        "pretrained": None if pretrained is None else pretrained_folder.meta(pretrained)["sources"],
         "provenance": provenance(),
     })  # fmt: skip
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step
+    like = {item: rules.flatten(tree) for item, tree in abstract.items()}
     if first is not None:
         saved = checkpoints.meta(first)
         check_same_run(saved, meta, ("config", "network", "statistics", "prompt"), FREE, workdir)
         train_batches.restore(saved["iterator"])
-        like = {item: rules.flatten(tree) for item, tree in state.items()}
-        restored = checkpoints.restore(first, like)
-        state = {item: rules.unflatten(restored[item], like=tree) for item, tree in state.items()}
+        meta["frozen"] = saved["frozen"]
+        arrays = checkpoints.restore(first, {i: like[i] for i in ("trained", "optimizer")})
+        arrays["frozen"] = frozen_arrays.load(workdir, like["frozen"], saved["frozen"])
+        state = {item: rules.unflatten(arrays[item], like=tree) for item, tree in shapes.items()}
         print(f"Going on from step {first} of {steps} in {workdir}")
+    else:
+        given = {} if tokenizer is None else tokenizer_checkpoint.variables(tokenizer.model)
+        named = initialize.parameters(
+            make,
+            like["trained"] | like["frozen"],
+            {f"adapter/tokenizer/{path}": array for path, array in given.items()},
+            description.model,
+            pretrained,
+        )
+        state = {item: rules.unflatten(named, like=shapes[item]) for item in ("trained", "frozen")}
+        start = jax.jit(tx.init, out_shardings=shardings["optimizer"])
+        state["optimizer"] = start(state["trained"])
+        meta["frozen"] = frozen_arrays.save(workdir, rules.flatten(state["frozen"]))
 
     # ---- update and validation functions ------------------------------------------------------------------------
     key = jax.random.key(config.seed)
@@ -187,7 +237,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     def save(step: int) -> None:
-        items = {item: rules.flatten(tree) for item, tree in state.items()}
+        items = {item: rules.flatten(state[item]) for item in ("trained", "optimizer")}
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
     if steps == 0 and first is None:  # the untrained policy, to compare with

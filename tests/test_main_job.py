@@ -84,7 +84,7 @@ def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimiz
     tokenizer = tokenizer_checkpoint.load(home / "tokenizer")
     workdir, step = checkpoint.find(home / "policy")
     read = ocp.StandardCheckpointer().restore
-    frozen = read(workdir / "checkpoints" / str(step) / "frozen")
+    frozen = read(workdir / "frozen" / "arrays")
     expected = tokenizer_checkpoint.variables(tokenizer.model)
     assert {f"adapter/tokenizer/{name}" for name in expected} == frozen.keys()
     for name, array in expected.items():

@@ -11,7 +11,7 @@ from mllm_act.errors import UserError
 
 TEMPLATE = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
 INSTRUCTIONS = ["close the drawer", "open the window", "press the button from above"]
-PROMPT = prompts.build(TEMPLATE, "trained", INSTRUCTIONS, action_tokens=512, length=24)
+PROMPT = prompts.build(TEMPLATE, None, INSTRUCTIONS, action_tokens=512, length=24)
 
 
 @given(st.text(max_size=60))
@@ -32,7 +32,7 @@ def test_padding_is_at_the_end() -> None:
 
 
 def test_the_same_data_set_gives_the_same_tokenizer_whatever_its_order() -> None:
-    again = prompts.build(TEMPLATE, "trained", INSTRUCTIONS[::-1] * 2, 512, 24)
+    again = prompts.build(TEMPLATE, None, INSTRUCTIONS[::-1] * 2, 512, 24)
     assert again == PROMPT
 
 
@@ -41,6 +41,16 @@ def test_a_prompt_that_is_too_long_is_named() -> None:
         PROMPT.tokens(["close the drawer", "x" * 99])
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path: pytest.TempPathFactory) -> None:
-    with pytest.raises(UserError, match="nothing there"):
-        prompts.build(TEMPLATE, f"{tmp_path}/tokenizer.json", INSTRUCTIONS, 512, 24)
+def test_a_tokenizer_that_is_given_is_kept() -> None:
+    again = prompts.build(TEMPLATE, PROMPT.tokenizer_json, ["another one"], 512, 24)
+    assert again == PROMPT
+
+
+def test_ids_that_actions_are_written_over_or_that_the_model_lacks_are_named() -> None:
+    used = {token for instruction in INSTRUCTIONS for token in PROMPT.encode(instruction)}
+    largest = max(used)
+    prompts.check_ids(PROMPT, INSTRUCTIONS, largest + 1, range(largest + 1, largest + 10))
+    with pytest.raises(UserError, match=rf"without the ids {largest} to .*, found {largest}"):
+        prompts.check_ids(PROMPT, INSTRUCTIONS, 1024, range(largest, 1024))
+    with pytest.raises(UserError, match=f"below {largest}, the model's vocabulary, found"):
+        prompts.check_ids(PROMPT, INSTRUCTIONS, largest, range(0))

@@ -3,13 +3,16 @@
     python -m mllm_act.train --config=configs/policy/metaworld.py:rvq --workdir=runs/metaworld/rvq \
         --config.data.directory=data/metaworld --config.tokenizer=runs/metaworld/tokenizer_rvq
 
-Variants: ``regression``, ``uniform``, ``vq``, ``rvq``; then ``,preset=NAME``. Values are those of arXiv 2406.07904,
+Variants: ``regression``, ``uniform``, ``vq``, ``rvq``; then ``,preset=NAME``: ``tiny``, all of it trained from scratch,
+or ``smollm2_vit_s`` or ``llava_1_5_7b``, of which LoRA, Perceiver and adapter are trained and the rest is pretrained:
+``make pretrained`` or ``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904,
 appendix, table 3, where it states them.
 """
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
 from mllm_act.errors import UserError
+from mllm_act.models import presets
 
 
 def get_config(variant: str = "rvq") -> ConfigDict:
@@ -25,6 +28,16 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.seed = 0
     config.adapter = adapter
     config.preset = chosen.get("preset", "tiny")
+    # A folder of mllm_act.import_hf, "" for random weights.
+    starts_from = presets.get(config.preset).text_tokenizer
+    config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
+    # Of the model. "" and None: as the preset has it.
+    config.bridge = ""  # projector, perceiver, or both in their order with a comma
+    config.weights = ""  # how frozen matrices are held: float32, bfloat16 or float8
+    config.remat = ""  # what the backward pass computes again: none, projections or full
+    config.lora = ConfigDict({
+        "targets": "", "rank": placeholder(int), "alpha": placeholder(float), "dropout": placeholder(float),
+    })  # fmt: skip
     config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
     config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
     config.prompt_tokens = 48  # prompts are padded to this many tokens

@@ -26,10 +26,12 @@ class Adapter(nnx.Module):
 
     Attributes:
       tokens_per_action: M, how many tokens an action takes.
+      codes: K, how many rows of the vocabulary it writes over; none where it has no vocabulary.
       statistics: of the demonstrations; they map actions to [-1, 1] and back.
     """
 
     tokens_per_action: int
+    codes: int = 0
 
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics

@@ -8,15 +8,19 @@ Orbax renames a step's folder into place when it is whole, so a killed run leave
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from mllm_act.errors import UserError
+from mllm_act.training import rules
 
 KEPT = 2  # newest steps that stay on disk
 LIBRARIES = (
@@ -60,17 +64,19 @@ class Checkpointer:
           like: the wanted items; trees of arrays or ``jax.ShapeDtypeStruct``. Others are not read.
 
         Raises:
-          UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``.
+          UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``; it names them all.
         """
+        for name, arrays in like.items():
+            if arrays:
+                check_arrays(self.directory / str(step) / name, arrays)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         wanted = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self.directory}/{step}: the checkpoint does not fit this config "
-                f"({str(error).splitlines()[0][:300]}); use the config it was trained with, or a "
-                "new --workdir; if it is damaged, delete that folder to use the step before"
+                f"{self.directory}/{step}: expected a whole checkpoint, found one that cannot be read "
+                f"({str(error).splitlines()[0][:300]}); delete that folder to use the step before"
             ) from error
         return {name: restored[name] if like[name] else {} for name in like}
 
@@ -108,6 +114,42 @@ class Checkpointer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_arrays(folder: Path, like: Mapping[str, Any]) -> None:
+    """Compares the arrays that Orbax wrote into a folder to those wanted, without reading them.
+
+    Args:
+      folder: of one item.
+      like: arrays or ``jax.ShapeDtypeStruct`` by path.
+
+    Raises:
+      UserError: naming every array that is missing, not wanted, or of another shape or dtype.
+    """
+    try:
+        tree = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"{folder}: expected arrays there, found none that can be read; the checkpoint is not whole: delete the "
+            "step to use the one before"
+        ) from error
+    found = {name: _kind(leaf) for name, leaf in rules.flatten(tree).items()}
+    wanted = {name: _kind(leaf) for name, leaf in like.items()}
+    wrong = [
+        f"{name} (expected {wanted.get(name, 'none')}, found {found.get(name, 'none')})"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        raise UserError(
+            f"{folder}: expected the arrays of this network, found others: {len(wrong)} differ: {', '.join(wrong)}; "
+            "the checkpoint is of another architecture or vocabulary: use the config it was trained with, or another "
+            "--workdir"
+        )
+
+
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
 def find(path: Path) -> tuple[Path, int]:

@@ -1,4 +1,5 @@
-"""What stops a run: a resumed run that is not the same one, and numbers that are no longer numbers."""
+"""What stops a run: parameters held in too few bits to be trained, a resumed run that is not the same one, and numbers
+that are no longer numbers."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -43,6 +44,20 @@ def check_same_run(
             raise UserError(
                 f"{workdir}: {key}: expected {before.get(key)!r} as in the checkpoint there, found "
                 f"{after.get(key)!r}; use the same to go on, or another --workdir"
+            )
+
+
+def check_float32(trained: Mapping[str, Any]) -> None:
+    """Looks at the parameters that are to be trained, by path.
+
+    Raises:
+      UserError: if one is not float32: its updates would be lost in rounding.
+    """
+    for path, leaf in trained.items():
+        if leaf.dtype != "float32":
+            raise UserError(
+                f"config.weights: expected float32 where the matrices are trained, found {leaf.dtype} for {path}; "
+                "leave config.weights out, or take a preset whose base is frozen"
             )
 
 

@@ -36,7 +36,7 @@ def find(rules: Sequence[tuple[str, Thing]], path: str) -> Thing:
     )
 
 
-def flatten(tree: Any) -> dict[str, jax.Array]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Returns a tree's leaves by path; ``unflatten`` is its inverse."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {name(path): leaf for path, leaf in leaves}

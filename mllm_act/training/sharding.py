@@ -18,12 +18,12 @@ AXES = ("data", "fsdp", "tensor")
 
 # Matrices are [inputs, outputs]; stacked blocks have a layer axis before them, which stays whole.
 PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"/(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
-    (r"/(o|down)/kernel", ("tensor", "fsdp")),
-    (r"/lora_a", ("fsdp", None)),
-    (r"/lora_b", (None, "tensor")),
-    (r"language/embedding", ("tensor", "fsdp")),
-    (r"/kernel", ("fsdp", None)),
+    (r"/(q|k|v|gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"/(o|down)/kernel$", ("tensor", "fsdp")),
+    (r"/lora_a$", ("fsdp", None)),
+    (r"/lora_b$", (None, "tensor")),
+    (r"language/(embedding|head)$", ("tensor", "fsdp")),
+    (r"/kernel$", ("fsdp", None)),
     (r".", ()),
 )
 
@@ -65,6 +65,15 @@ def of_parameters(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*whole, *fits))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def abstract(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Returns a tree of ``jax.ShapeDtypeStruct`` with the sharding of every array, by its path and shape."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree, of_parameters(tree, mesh))
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:
