@@ -56,7 +56,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     graph, trained, frozen = synthetic.initialize(
         synthetic.maker(config, flags.tokens), trained_rules
     )
-    frozen = frozen if flags.scan else unstack(frozen)
+    frozen = frozen if flags.scan else unstack(frozen, backward=True)
     batch = synthetic.batch(config, flags.batch_size, flags.context, flags.prompt_tokens)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4))
     state = (trained, jax.jit(tx.init)(trained))
@@ -76,6 +76,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     compiled = jax.jit(update, donate_argnums=0).lower(state, frozen, batch, key).compile()
     compiling = time.perf_counter() - started
     memory = compiled.memory_analysis()
+    assert memory is not None
     needed = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes

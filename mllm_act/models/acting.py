@@ -1,8 +1,8 @@
-"""A model as it acts: LoRA merged into the matrices, everything in the dtype it computes in, layers one by one.
+"""A model as it acts: LoRA merged into the matrices, layers one by one.
 
 One decision multiplies few rows by every matrix, so that its time is the time of reading them. A loop over stacked
 blocks would copy each matrix out of its stack first. Matrices that read the same input are one, wide enough to keep
-a whole GPU reading.
+a whole GPU reading. They are in the dtype the model computes in, or in float8 where the model holds them so.
 """
 
 import dataclasses
@@ -10,33 +10,37 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mllm_act.models.language import PROJECTIONS
+from mllm_act.models import float8
 from mllm_act.models.layers import Linear, unstack
 from mllm_act.models.mllm import MLLM
 
 
-def _merge(linear: Linear, dtype: jnp.dtype) -> None:
-    """Folds the scale and LoRA's factors of stacked matrices into them, and casts them."""
+def _merged(linear: Linear) -> Float[Array, "L I O"]:
+    """Returns stacked matrices with scale and LoRA's factors folded in."""
     kernel = linear.kernel[...].astype(jnp.float32)
     if linear.kernel_scale is not None:
         kernel = kernel * linear.kernel_scale[...][:, None, None]
-        linear.kernel_scale = None
     if linear.lora is not None:
         update = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest")
         kernel = kernel + update * (linear.lora.alpha / linear.lora.rank)
         del linear.lora_a, linear.lora_b
         linear.lora = None
-    linear.kernel = nnx.Param(kernel.astype(dtype))
+    return kernel
 
 
-def _join(block: nnx.Module, names: tuple[str, ...], joined: str) -> None:
-    """Makes one matrix of several that read the same input."""
-    parts = [getattr(block, name) for name in names]
-    parts[0].kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=-1))
+def _join(blocks: nnx.Module, names: tuple[str, ...], joined: str, held: str) -> None:
+    """Makes one matrix of those that read the same input."""
+    linear = getattr(blocks, names[0])
+    kernel = jnp.concatenate([_merged(getattr(blocks, name)) for name in names], axis=-1)
+    if held == "float8":
+        kernel, scale = float8.quantize(kernel)
+        linear.kernel_scale = nnx.Param(scale)
+    linear.kernel = nnx.Param(kernel if held == "float8" else kernel.astype(held))
     for name in names:
-        delattr(block, name)
-    setattr(block, joined, parts[0])
+        delattr(blocks, name)
+    setattr(blocks, joined, linear)
 
 
 def for_acting(mllm: MLLM) -> MLLM:
@@ -49,14 +53,14 @@ def for_acting(mllm: MLLM) -> MLLM:
       The same model; its hidden states are those of the one given without dropout, up to rounding.
     """
     config = mllm.config
-    dtype = jnp.dtype(config.dtype)
-    for name in PROJECTIONS:
-        _merge(getattr(mllm.language.blocks, name), dtype)
+    held = "float8" if config.weights == "float8" else config.dtype
     for name in ("q", "k", "v", "o", "up", "down"):
-        _merge(getattr(mllm.vision.blocks, name), dtype)
-    _join(mllm.language.blocks, ("q", "k", "v"), "qkv")
-    _join(mllm.language.blocks, ("gate", "up"), "gate_up")
+        _join(mllm.vision.blocks, (name,), name, held)
+    for name in ("o", "down"):
+        _join(mllm.language.blocks, (name,), name, held)
+    _join(mllm.language.blocks, ("q", "k", "v"), "qkv", held)
+    _join(mllm.language.blocks, ("gate", "up"), "gate_up", held)
     language = dataclasses.replace(config.language, lora=None)
-    mllm.config = dataclasses.replace(config, language=language, weights=config.dtype)
+    mllm.config = dataclasses.replace(config, language=language, weights=held)
     graph, state = nnx.split(mllm)
-    return jax.block_until_ready(nnx.merge(graph, unstack(state)))
+    return jax.block_until_ready(nnx.merge(graph, unstack(state, backward=False)))

@@ -6,8 +6,8 @@ its three bits of mantissa over four decades, so that a loose bound costs no pre
 8-bit numbers alone, at twice bfloat16's rate. The gradient of the input is computed alike. The matrix has no
 gradient: it is frozen.
 
-Hopper multiplies 8-bit numbers along axes that are contiguous in both factors. ``both_ways`` holds a matrix beside its
-transpose, one for the product and one for the gradient, where transposing it in every step would cost more.
+Hopper multiplies 8-bit numbers along axes that are contiguous in both factors. ``lay_out`` holds a matrix beside its
+transpose, one for the gradient and one for the product, where transposing it in every step would cost more.
 """
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 DTYPE = jnp.float8_e4m3fn
-Kernel = Array | tuple[Array, Array]  # [I, O], or that and its transpose
+Kernel = Array | tuple[Array | None, Array]  # [I, O], or that and its transpose
 LARGEST = float(jnp.finfo(DTYPE).max)  # 448
 
 
@@ -38,9 +38,9 @@ def quantize(
     return _cast(kernel, scale[..., None, None]), scale
 
 
-def both_ways(kernel: Float[Array, "I O"]) -> Kernel:
-    """Returns the matrix and its transpose, for ``matmul``."""
-    return kernel, jnp.asarray(kernel.T)
+def lay_out(kernel: Float[Array, "I O"], backward: bool) -> Kernel:
+    """Returns a matrix as ``matmul`` reads it: its transpose, and itself where there will be gradients."""
+    return kernel if backward else None, jnp.asarray(kernel.T)
 
 
 def _product(
@@ -50,14 +50,12 @@ def _product(
     bound: Float[Array, ""] | None,
 ) -> Float[Array, "... O"]:
     """Multiplies rows, quantised on the way, by the rows of a float8 matrix."""
-    rows = None if bound is not None else _scale(jnp.abs(x).max(-1, keepdims=True))
-    whole = jnp.float32(1.0) if bound is None else _scale(bound)
-    quantized = _cast(x, whole if rows is None else rows)
-    # XLA makes one 8-bit product of this form, cast and scale of both sides included.
-    left = quantized.astype(x.dtype) * whole.astype(x.dtype)
-    right = kernel.astype(x.dtype) * scale.astype(x.dtype)
-    out = jax.lax.dot_general(left, right, (((x.ndim - 1,), (1,)), ((), ())))
-    return out if rows is None else out * rows.astype(x.dtype)
+    largest = jnp.abs(x).max(-1, keepdims=True) if bound is None else bound
+    own = _scale(largest)
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    # Both factors in 8 bits: the form that XLA gives to cuBLAS as it is. Scales multiply what comes out.
+    out = jax.lax.dot_general(_cast(x, own), kernel, axes, preferred_element_type=x.dtype)
+    return out * (own * scale).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -71,7 +69,7 @@ def matmul(
 
     Args:
       x: rows.
-      kernel: from ``quantize``, or ``both_ways`` of that.
+      kernel: from ``quantize``, or ``lay_out`` of that.
       scale: from ``quantize``.
       bound: one that no entry of ``x`` exceeds, where it is known; those that do are cut to it.
     """
@@ -88,6 +86,7 @@ def _forward(
 def _backward(kept: tuple[Kernel, Array], gradient: Array) -> tuple[Array, None, None, None]:
     kernel, scale = kept
     plain = kernel[0] if isinstance(kernel, tuple) else kernel
+    assert plain is not None, "a matrix laid out for acting has no gradient"
     return _product(gradient, plain, scale, None), None, None, None
 
 

@@ -109,9 +109,10 @@ class Linear(nnx.Module):
     def bound(self, length: Float[Array, ""]) -> Float[Array, ""]:
         """Returns a bound on every output, for inputs whose Euclidean length is at most ``length`` (Cauchy-Schwarz)."""
         kernel = self.kernel.get_value()
-        kernel = (kernel[0] if isinstance(kernel, tuple) else kernel).astype(jnp.float32)
+        transposed = kernel[1] if isinstance(kernel, tuple) else kernel.T
         scale = 1.0 if self.kernel_scale is None else self.kernel_scale[...]
-        column = jnp.sqrt(jnp.square(kernel).sum(0)) * scale * length
+        squares = jnp.square(transposed.astype(jnp.float32)).sum(-1)
+        column = jnp.sqrt(squares) * scale * length
         return (column if self.bias is None else column + jnp.abs(self.bias[...])).max()
 
 
@@ -205,17 +206,18 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return checkpoint_name(x, KEPT)
 
 
-def unstack(state: nnx.State) -> nnx.State:
+def unstack(state: nnx.State, *, backward: bool) -> nnx.State:
     """Returns a state in which stacked parameters (those under ``blocks``) are tuples of one array a layer.
 
     ``scan`` then runs the layers unrolled, each matrix read where it lies. XLA copies a layer's matrices out of their
     stack otherwise, a tenth of a training step on a GPU and most of a decision; it compiles faster, though. Matrices in
-    float8 are held both ways, see ``float8.both_ways``.
+    float8 are laid out for products, and for gradients where there is to be a ``backward`` pass.
     """
 
     def cut(value: Array) -> tuple[Any, ...]:
-        layers = tuple(value)
-        return tuple(map(float8.both_ways, layers)) if value.dtype == float8.DTYPE else layers
+        if value.dtype == float8.DTYPE:
+            return tuple(float8.lay_out(layer, backward) for layer in value)
+        return tuple(value)
 
     def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         stacked = any(getattr(key, "key", None) == "blocks" for key in path)
