@@ -6,7 +6,8 @@
 
 A source is a folder of Hugging Face's layout (config.json, safetensors shards), a hub id (``owner/name``, with
 ``@revision`` if need be), a Llama in GGUF or a DINOv2 in ONNX. Tensors go one by one from the source's file to the new
-one, so a model of any size is imported in the memory of two of its largest tensors.
+one, so a model of any size is imported in the memory of two of its largest tensors (an ONNX file is read whole).
+Training reads the new folder a layer at a time, straight to where the mesh wants it.
 """
 
 import argparse

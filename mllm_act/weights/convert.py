@@ -122,8 +122,7 @@ def _write(path: Path, found: dict[str, _Array], dtype: str | None) -> None:
         with tqdm(total=total, desc="import", unit="B", unit_scale=True) as progress:
             for name, array in found.items():
                 for tensor in array.tensors:
-                    values = names.to_ours(name, tensor.read(), array.shape)
-                    yield name, values.astype(dtypes[name], copy=False)
+                    yield name, _converted(name, array, tensor, dtypes[name])
                     progress.update(tensor.bytes)
 
     def nothing() -> np.ndarray:
@@ -138,6 +137,10 @@ def _write(path: Path, found: dict[str, _Array], dtype: str | None) -> None:
         for name, array in found.items()
     }
     safetensors.write(path, header, parts())
+
+
+def _converted(name: str, array: _Array, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    return names.to_ours(name, tensor.read(), array.shape).astype(dtype, order="C", copy=False)
 
 
 def _wheres(sources: Sequence[Source]) -> str:

@@ -111,4 +111,5 @@ def write(
                 left = tensors[current].bytes
             assert name == current and values.dtype == tensors[name].dtype, (name, current)
             left -= file.write(np.ascontiguousarray(values).view(np.uint8).data)
+            del values  # before the next comes
     assert not left and next(order, None) is None, "a tensor was not written"

@@ -40,7 +40,7 @@ from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import folder, huggingface, shapes
 from mllm_act.weights.convert import convert
 
-what, config, source, out = sys.argv[1:]
+what, dtype, config, source, out = sys.argv[1:]
 config = MLLMConfig.from_dict(json.loads(config))
 wanted = {
     path: jax.ShapeDtypeStruct(shape, "float32")
@@ -51,7 +51,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
 before = memory("VmRSS")
 held = 0
 if what == "import":
-    convert(config, [huggingface.read(Path(source), source)], Path(out))
+    convert(config, [huggingface.read(Path(source), source)], Path(out), dtype or None)
 else:
     loaded = folder.load(Path(out), wanted)
     held = sum(array.nbytes for array in loaded.values())
@@ -108,16 +108,18 @@ def write_source(config: MLLMConfig, path: Path) -> None:
 def test_import_and_loading_hold_at_most_two_of_the_largest_tensors(tmp_path: Path) -> None:
     config = big()
     write_source(config, tmp_path / "source")
-    arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "source"), str(tmp_path / "out")]  # fmt: skip
+    description = json.dumps(dataclasses.asdict(config))
     found = {}
-    for what in ("import", "load"):
+    for what, dtype in (("import", ""), ("import", "bfloat16"), ("load", "")):
+        out = tmp_path / f"out{dtype}"
+        arguments = [what, dtype, description, str(tmp_path / "source"), str(out)]
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, what, *arguments], capture_output=True, text=True
+            [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        found[what] = json.loads(done.stdout)
+        found[f"{what} {dtype}"] = json.loads(done.stdout)
     print({w: {k: round(v / MEGABYTE) for k, v in f.items()} for w, f in found.items()})
-    assert found["import"]["held"] == 0
-    assert found["load"]["held"] > 4 * LARGEST  # or the bound would say little
+    assert found["import "]["held"] == 0
+    assert found["load "]["held"] > 4 * LARGEST  # or the bound would say little
     for figures in found.values():
         assert figures["peak"] - figures["held"] <= 2 * LARGEST + SLACK, found
