@@ -44,11 +44,14 @@ class Policy:
     ) -> None:
         """Wraps a network; ``meta`` is the checkpoint's JSON document (``dataset`` names the action's units)."""
         self.prompt, self.context, self.meta = prompt, context, meta
-        self._graph, self._parameters = nnx.split(network)
+        self._graph, state = nnx.split(network)
+        # Flat: of hundreds of arrays, a tree of modules would cost the host as much time as the model takes.
+        self._parameters, self._structure = jax.tree.flatten(state)
         self._cameras = network.mllm.config.cameras
         self._longest = networks.longest_prompt(network, context)
         self._prompts: dict[str, list[int]] = {}
-        self._step = jax.jit(self._compute)
+        # The memory is written in place, so that arrays stay where they are and a GPU can replay its recorded launches.
+        self._step = jax.jit(self._compute, donate_argnames="memory")
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
@@ -90,7 +93,7 @@ class Policy:
 
     def start(self, batch: int) -> Memory:
         """Returns an empty memory for ``batch`` episodes."""
-        network = nnx.merge(self._graph, self._parameters)
+        network = self._network(self._parameters)
         config = network.mllm.config
         count = config.latents_per_image * len(config.cameras)
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
@@ -112,7 +115,7 @@ class Policy:
           proprio: in the environment's own numbers.
           instructions: one sentence an episode.
           first: which episodes begin with this observation; what was remembered of their slot is forgotten.
-          memory: from ``start`` or the last ``act``.
+          memory: from ``start`` or the last ``act``; it is used up.
 
         Returns:
           Actions in the environment's own numbers, and the new memory.
@@ -165,9 +168,12 @@ class Policy:
         length = -(-longest // self.prompt.length) * self.prompt.length
         return pad([self._prompts[instruction] for instruction in instructions], length)
 
+    def _network(self, parameters: list[Array]) -> networks.PolicyNetwork:
+        return nnx.merge(self._graph, jax.tree.unflatten(self._structure, parameters))
+
     def _compute(
         self,
-        parameters: nnx.State,
+        parameters: list[Array],
         images: Mapping[str, UInt8[Array, "B H W 3"]],
         proprio: Float[Array, "B P"],
         ids: Int[Array, "B N"],
@@ -175,7 +181,7 @@ class Policy:
         first: Bool[Array, " B"],
         memory: Memory,
     ) -> tuple[Float[Array, "B A"], Memory]:
-        network = nnx.merge(self._graph, parameters)
+        network = self._network(parameters)
         newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
             :, 0
         ]

@@ -19,6 +19,7 @@ from mllm_act.models import presets
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.network import PolicyNetwork
 from mllm_act.normalization import Moments, Statistics
+from mllm_act.prompt import Prompt, train_tokenizer
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import rules
 
@@ -72,6 +73,16 @@ def batch(config: MLLMConfig, size: int, context: int, prompt_tokens: int) -> Ba
     )
     actions = rng.uniform(-1, 1, (size, context, ACTIONS))
     return Batch(observation, jnp.array(actions, jnp.float32))
+
+
+def prompt(length: int) -> Prompt:
+    """Returns a prompt that is the instruction alone, a token a letter."""
+    return Prompt("{instruction}", train_tokenizer([], 256), length)
+
+
+def letters(length: int) -> str:
+    """Returns an instruction of as many tokens."""
+    return ("abcdefghijklmnopqrstuvwxyz" * length)[:length]
 
 
 def model(flags: Any) -> MLLMConfig:
