@@ -119,21 +119,20 @@ def _one(config: MLLMConfig, arrays: Arrays, path: str, layer: int | None) -> Te
     stored = arrays[path]
     ours = stored.shape if layer is None else stored.shape[1:]
     theirs = names.their_shape(path, ours, config.vision.family)
-    quantized = stored.dtype == float8.DTYPE
-    dtype = np.dtype(ml_dtypes.bfloat16) if quantized else stored.dtype
-    lora = config.language.lora
-    a, b = (arrays.get(path.replace("/kernel", f"/lora_{factor}")) for factor in "ab")
+    dtype = np.dtype(ml_dtypes.bfloat16) if stored.dtype == float8.DTYPE else stored.dtype
+    scale = arrays.get(f"{path}_scale")
+    a, b = (arrays.get(path.removesuffix("kernel") + f"lora_{factor}") for factor in "ab")
 
     def read() -> np.ndarray:
-        values = stored.read() if layer is None else stored.read()[layer]
-        if quantized:
-            scale = arrays[f"{path}_scale"].read()[layer]
-            values = (values.astype(np.float32) * scale).astype(dtype)
-        if path.startswith("language/") and path.endswith("/kernel") and a is not None:
-            assert lora is not None and b is not None
+        values = np.asarray(stored.read() if layer is None else stored.read()[layer])
+        if scale is not None:
+            values = values.astype(np.float32) * scale.read()[layer]
+        if a is not None and b is not None:
+            lora = config.language.lora
+            assert lora is not None
             update = (a.read()[layer] @ b.read()[layer]) * (lora.alpha / lora.rank)
-            values = (values.astype(np.float32) + update).astype(dtype)
-        return names.to_theirs(path, np.asarray(values), theirs)
+            values = values.astype(np.float32) + update
+        return names.to_theirs(path, values.astype(dtype, copy=False), theirs)
 
     return Tensor(theirs, dtype, read)
 
