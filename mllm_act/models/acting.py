@@ -13,8 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mllm_act.models import float8
+from mllm_act.models.language import LanguageBlock
 from mllm_act.models.layers import Linear, unstack
 from mllm_act.models.mllm import MLLM
+from mllm_act.models.vision import VisionBlock
 
 
 def _merged(linear: Linear) -> Float[Array, "L I O"]:
@@ -43,6 +45,19 @@ def _join(blocks: nnx.Module, names: tuple[str, ...], joined: str, held: str) ->
     setattr(blocks, joined, linear)
 
 
+def _scale(bound: Float[Array, " L"]) -> nnx.Param:
+    return nnx.Param(float8.scale_of(bound))
+
+
+def _know_inputs(
+    blocks: VisionBlock | LanguageBlock, first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    """Works out once what bounds the input of the matrices behind each norm; training does it in every step."""
+    for norm, names in ((blocks.norm1, first), (blocks.norm2, second)):
+        for name in names:
+            getattr(blocks, name).input_scale = _scale(norm.bound())
+
+
 def for_acting(mllm: MLLM) -> MLLM:
     """Readies a model for acting. The model given is used up: its arrays are changed in place.
 
@@ -60,6 +75,11 @@ def for_acting(mllm: MLLM) -> MLLM:
         _join(mllm.language.blocks, (name,), name, held)
     _join(mllm.language.blocks, ("q", "k", "v"), "qkv", held)
     _join(mllm.language.blocks, ("gate", "up"), "gate_up", held)
+    if held == "float8":
+        _know_inputs(mllm.vision.blocks, ("q", "k", "v"), ("up",))
+        _know_inputs(mllm.language.blocks, ("qkv",), ("gate_up",))
+        blocks = mllm.vision.blocks
+        blocks.down.input_scale = _scale(blocks.up.bound(blocks.norm2.length()))
     language = dataclasses.replace(config.language, lora=None)
     mllm.config = dataclasses.replace(config, language=language, weights=held)
     graph, state = nnx.split(mllm)

@@ -19,8 +19,8 @@ Kernel = Array | tuple[Array | None, Array]  # [I, O], or that and its transpose
 LARGEST = float(jnp.finfo(DTYPE).max)  # 448
 
 
-def _scale(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the least power of two that brings numbers up to ``largest`` into e4m3's range."""
+def scale_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the least power of two that brings numbers up to ``largest`` into e4m3's range; float32."""
     exponent = jnp.ceil(jnp.log2(jnp.maximum(largest.astype(jnp.float32), 1e-30) / LARGEST))
     return jnp.exp2(exponent)
 
@@ -34,7 +34,7 @@ def quantize(
     kernel: Float[Array, "*stack I O"],
 ) -> tuple[Float[Array, "*stack I O"], Float[Array, "*stack"]]:
     """Returns matrices in float8, and a float32 scale of each: ``kernel ~= quantized * scale``."""
-    scale = _scale(jnp.abs(kernel).max((-2, -1)))
+    scale = scale_of(jnp.abs(kernel).max((-2, -1)))
     return _cast(kernel, scale[..., None, None]), scale
 
 
@@ -47,11 +47,11 @@ def _product(
     x: Float[Array, "... I"],
     kernel: Float[Array, "O I"],
     scale: Float[Array, ""],
-    bound: Float[Array, ""] | None,
+    own: Float[Array, ""] | None,
 ) -> Float[Array, "... O"]:
     """Multiplies rows, quantised on the way, by the rows of a float8 matrix."""
-    largest = jnp.abs(x).max(-1, keepdims=True) if bound is None else bound
-    own = _scale(largest)
+    if own is None:
+        own = scale_of(jnp.abs(x).max(-1, keepdims=True))
     axes = (((x.ndim - 1,), (1,)), ((), ()))
     # Both factors in 8 bits: the form that XLA gives to cuBLAS as it is. Scales multiply what comes out.
     out = jax.lax.dot_general(_cast(x, own), kernel, axes, preferred_element_type=x.dtype)
@@ -63,7 +63,7 @@ def matmul(
     x: Float[Array, "... I"],
     kernel: Kernel,
     scale: Float[Array, ""],
-    bound: Float[Array, ""] | None = None,
+    input_scale: Float[Array, ""] | None = None,
 ) -> Float[Array, "... O"]:
     """Returns ``x @ (kernel * scale)`` in the dtype of ``x``.
 
@@ -71,16 +71,16 @@ def matmul(
       x: rows.
       kernel: from ``quantize``, or ``lay_out`` of that.
       scale: from ``quantize``.
-      bound: one that no entry of ``x`` exceeds, where it is known; those that do are cut to it.
+      input_scale: ``scale_of`` a bound on ``x``, where one is known; entries beyond it are cut. Else a row has its own.
     """
     transposed = kernel[1] if isinstance(kernel, tuple) else kernel.T
-    return _product(x, transposed, scale, bound)
+    return _product(x, transposed, scale, input_scale)
 
 
 def _forward(
-    x: Array, kernel: Kernel, scale: Array, bound: Array | None
+    x: Array, kernel: Kernel, scale: Array, input_scale: Array | None
 ) -> tuple[Array, tuple[Kernel, Array]]:
-    return matmul(x, kernel, scale, bound), (kernel, scale)
+    return matmul(x, kernel, scale, input_scale), (kernel, scale)
 
 
 def _backward(kept: tuple[Kernel, Array], gradient: Array) -> tuple[Array, None, None, None]:

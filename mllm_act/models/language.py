@@ -104,12 +104,13 @@ class LanguageBlock(nnx.Module):
         dropped = dropout(y, rate, keys[0])  # one mask for all that read the same input
         if self.qkv is None:
             q, k, v = (project(y, dropped, bound) for project in (self.q, self.k, self.v))
+            q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
+            k = keep(rotate(heads(k, c.kv_heads), positions, c.rope_theta))
+            v = keep(heads(v, c.kv_heads))
         else:
-            ends = (c.width, c.width + c.width * c.kv_heads // c.heads)
-            q, k, v = jnp.split(self.qkv(y, bound=bound), ends, axis=-1)
-        q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
-        k = keep(rotate(heads(k, c.kv_heads), positions, c.rope_theta))
-        v = keep(heads(v, c.kv_heads))
+            y = heads(self.qkv(y, bound=bound), c.heads + 2 * c.kv_heads)
+            rotated = rotate(y[:, :, : -c.kv_heads], positions, c.rope_theta)
+            q, k, v = rotated[:, :, : c.heads], rotated[:, :, c.heads :], y[:, :, -c.kv_heads :]
         if past is not None:
             k, v = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
         y = keep(attend(q, k, v, mask))

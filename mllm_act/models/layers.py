@@ -48,7 +48,12 @@ class LoRA:
 
 
 class Linear(nnx.Module):
-    """``y = x W + b``, plus ``alpha / rank * dropout(x) A B`` where it has LoRA factors."""
+    """``y = x W + b``, plus ``alpha / rank * dropout(x) A B`` where it has LoRA factors.
+
+    ``input_scale`` is that of ``float8.matmul``, where it is known before the input (see ``models.acting``).
+    """
+
+    input_scale: nnx.Param | None = None
 
     def __init__(
         self,
@@ -97,7 +102,9 @@ class Linear(nnx.Module):
         if self.kernel_scale is None:
             y = x @ kernel.astype(x.dtype)
         else:
-            y = float8.matmul(x, kernel, self.kernel_scale[...], bound)
+            own = None if bound is None else float8.scale_of(bound)
+            own = own if self.input_scale is None else self.input_scale[...]
+            y = float8.matmul(x, kernel, self.kernel_scale[...], own)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
@@ -106,14 +113,17 @@ class Linear(nnx.Module):
             y = y + low @ self.lora_b[...].astype(x.dtype)
         return y
 
-    def bound(self, length: Float[Array, ""]) -> Float[Array, ""]:
-        """Returns a bound on every output, for inputs whose Euclidean length is at most ``length`` (Cauchy-Schwarz)."""
+    def bound(self, length: Float[Array, "*L"]) -> Float[Array, "*L"]:
+        """Returns a bound on every output, for inputs whose Euclidean length is at most ``length`` (Cauchy-Schwarz).
+
+        Here and in norms, ``L`` is the layers of a stacked block.
+        """
         kernel = self.kernel.get_value()
-        transposed = kernel[1] if isinstance(kernel, tuple) else kernel.T
-        scale = 1.0 if self.kernel_scale is None else self.kernel_scale[...]
+        transposed = kernel[1] if isinstance(kernel, tuple) else kernel.mT
         squares = jnp.square(transposed.astype(jnp.float32)).sum(-1)
-        column = jnp.sqrt(squares) * scale * length
-        return (column if self.bias is None else column + jnp.abs(self.bias[...])).max()
+        scale = 1.0 if self.kernel_scale is None else self.kernel_scale[...][..., None]
+        column = jnp.sqrt(squares) * scale * length[..., None]
+        return (column if self.bias is None else column + jnp.abs(self.bias[...])).max(-1)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
@@ -139,15 +149,16 @@ class LayerNorm(nnx.Module):
         normal = (x32 - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
-    def bound(self) -> Float[Array, ""]:
+    def bound(self) -> Float[Array, "*L"]:
         """Returns a bound on every output: no entry of a row of unit variance exceeds the root of its width."""
         root = self.scale.shape[-1] ** 0.5
-        return root * jnp.abs(self.scale[...]).max() + jnp.abs(self.bias[...]).max()
+        return root * jnp.abs(self.scale[...]).max(-1) + jnp.abs(self.bias[...]).max(-1)
 
-    def length(self) -> Float[Array, ""]:
+    def length(self) -> Float[Array, "*L"]:
         """Returns a bound on the Euclidean length of every output row."""
         root = self.scale.shape[-1] ** 0.5
-        return root * jnp.abs(self.scale[...]).max() + jnp.sqrt(jnp.square(self.bias[...]).sum())
+        bias = jnp.sqrt(jnp.square(self.bias[...]).sum(-1))
+        return root * jnp.abs(self.scale[...]).max(-1) + bias
 
 
 class RMSNorm(nnx.Module):
@@ -162,9 +173,9 @@ class RMSNorm(nnx.Module):
         normal = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon)
         return (normal * self.scale[...]).astype(x.dtype)
 
-    def bound(self) -> Float[Array, ""]:
+    def bound(self) -> Float[Array, "*L"]:
         """Returns a bound on every output; see ``LayerNorm.bound``."""
-        return self.scale.shape[-1] ** 0.5 * jnp.abs(self.scale[...]).max()
+        return self.scale.shape[-1] ** 0.5 * jnp.abs(self.scale[...]).max(-1)
 
 
 def attend(
