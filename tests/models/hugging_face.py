@@ -20,6 +20,7 @@ transformers = pytest.importorskip("transformers")
 torch.set_num_threads(1)  # more of them wait for each other longer than such sizes take
 
 Arrays = dict[str, np.ndarray]
+EPSILON = 1e-4  # no default of anybody, and large enough to show
 
 LLAMA = {
     "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
@@ -57,7 +58,7 @@ def llama_config(
     """Vocabulary 40, width 32, 3 layers of 4 heads. Nothing ends a text, so every text has the length asked for."""
     return transformers.LlamaConfig(
         vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=kv_heads, rms_norm_eps=1e-5, tie_word_embeddings=tied,
+        num_key_value_heads=kv_heads, rms_norm_eps=EPSILON, tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip

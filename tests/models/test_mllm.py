@@ -132,15 +132,17 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
         np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
 
 
-def test_what_acts_has_no_factors_and_no_scales() -> None:
-    model = acting.for_acting(tiny.mllm(weights="float8", dtype="bfloat16"))
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_what_acts_has_no_factors_and_the_dtype_it_computes_in(weights: str) -> None:
+    model = acting.for_acting(tiny.mllm(weights=weights, dtype="bfloat16"))
     leaves = rules.flatten(nnx.state(model, nnx.Param))
-    assert not [path for path in leaves if "lora_" in path or "kernel_scale" in path]
+    assert not [path for path in leaves if "lora_" in path]
     matrices = {
-        path: leaf for path, leaf in leaves.items() if "blocks" in path and "/kernel" in path
+        path: leaf
+        for path, leaf in leaves.items()
+        if path.startswith(("vision/blocks/", "language/blocks/")) and "/kernel" in path
     }
-    frozen = {leaf.dtype for path, leaf in matrices.items() if not path.startswith("bridge/")}
-    assert frozen == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in matrices.values()} == {jnp.dtype("bfloat16")}
 
 
 def test_latents_of_all_cameras_are_in_the_order_of_the_config() -> None:

@@ -43,7 +43,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     ours = LanguageModel(
         LanguageConfig(
             vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=kv_heads,
-            mlp_width=48, rope_theta=theta, tied=tied,
+            mlp_width=48, rope_theta=theta, tied=tied, epsilon=hugging_face.EPSILON,
         ),
         "float32",
         nnx.Rngs(0),

@@ -52,7 +52,7 @@ def test_logits_equal_pefts_merged_and_unmerged(ours: str, theirs: list[str]) ->
             perceiver=PerceiverConfig(width=8, heads=1, mlp_width=8),
             language=LanguageConfig(
                 vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
-                lora=LoRA(targets=ours, rank=4, alpha=6.0, dropout=0.5),
+                epsilon=hugging_face.EPSILON, lora=LoRA(targets=ours, rank=4, alpha=6.0, dropout=0.5),
             ),
             dtype="float32",
         ),

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mllm_act.models.vision import VisionConfig, VisionTransformer
+from mllm_act.models.vision import FAMILIES, VisionConfig, VisionTransformer
 from tests.models import hugging_face, tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+image_utils = pytest.importorskip("transformers.image_utils")
 
 SIZES = {"patch_size": 7, "width": 16, "layers": 3, "heads": 2}  # theirs have a fourth layer
-# As Transformers' image processors have them, written out: RGB in [0, 1].
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = (image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD)
+IMAGENET = (image_utils.IMAGENET_DEFAULT_MEAN, image_utils.IMAGENET_DEFAULT_STD)
 
 
 def images(size: int) -> np.ndarray:
@@ -61,3 +61,9 @@ def test_features_equal_dinov2s_with_its_positions_interpolated(stored: int, sid
     hugging_face.put(ours, hugging_face.dinov2(theirs, layers=3))
     expected = features_before_the_last(theirs, images(7 * side), IMAGENET)
     np.testing.assert_allclose(encode(ours, jnp.array(images(7 * side))), expected, atol=1e-4)
+
+
+def test_epsilons_are_theirs() -> None:
+    """Too small to show in features at these sizes."""
+    assert FAMILIES["clip"].epsilon == hugging_face.clip_config().layer_norm_eps
+    assert FAMILIES["dinov2"].epsilon == hugging_face.dinov2_config(side=4).layer_norm_eps

@@ -22,7 +22,7 @@ def loss_and_gradients(remat: str, *, unrolled: bool = False) -> tuple[Values, i
     images, given = tiny.images(), tiny.sequence(fed=1)
 
     def loss(state: nnx.State) -> jax.Array:
-        model = nnx.merge(graph, unstack(state) if unrolled else state)
+        model = nnx.merge(graph, unstack(state, backward=True) if unrolled else state)
         latents = model.latents(images)
         hidden = model(**{**given, "latents": latents}, key=jax.random.key(0))
         return jnp.square(hidden - 1).mean()
