@@ -28,6 +28,7 @@ from mllm_act import prompt as prompts
 from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError
 from mllm_act.models import presets
+from mllm_act.models.layers import unstack
 from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
 from mllm_act.training import frozen as frozen_arrays
 from mllm_act.training import initialize, memory, optimizer, rules, sharding
@@ -114,17 +115,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
         return networks.build(description, statistics, nnx.Rngs(config.seed))
 
     network = nnx.eval_shape(make)
-    graph, trained, frozen = rules.split(network, description.trained)
-    print("What is trained:\n" + rules.table(trained, frozen))
+    graph, trained, fixed = rules.split(network, description.trained)
+    print("What is trained:\n" + rules.table(trained, fixed))
     check_float32(rules.flatten(trained))
     tx, learning_rate = optimizer.build(config.optimizer, steps)
-    shapes = {
-        "trained": trained,
-        "frozen": frozen,
-        "optimizer": jax.eval_shape(tx.init, trained),
-    }
-    abstract = sharding.abstract(shapes, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    moving = {"trained": trained, "optimizer": jax.eval_shape(tx.init, trained)}
+    moving, fixed = sharding.abstract(moving, mesh), sharding.abstract(fixed, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, moving)
 
     # ---- prompt, and whether all of it fits ---------------------------------------------------------------------
     language, adapter = description.model.language, network.adapter
@@ -151,8 +148,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         )
     needed = memory.estimate(
         description.model,
-        abstract["trained"],
-        abstract["frozen"],
+        moving["trained"],
+        fixed,
         config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]),
         config.data.context,
         config.prompt_tokens,
@@ -173,38 +170,44 @@ def main(config: ConfigDict, workdir: Path) -> None:
     })  # fmt: skip
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step
-    like = {item: rules.flatten(tree) for item, tree in abstract.items()}
+    like = {item: rules.flatten(tree) for item, tree in {**moving, "frozen": fixed}.items()}
     if first is not None:
         saved = checkpoints.meta(first)
         check_same_run(saved, meta, ("config", "network", "statistics", "prompt"), FREE, workdir)
         train_batches.restore(saved["iterator"])
         meta["frozen"] = saved["frozen"]
-        arrays = checkpoints.restore(first, {i: like[i] for i in ("trained", "optimizer")})
-        arrays["frozen"] = frozen_arrays.load(workdir, like["frozen"], saved["frozen"])
-        state = {item: rules.unflatten(arrays[item], like=tree) for item, tree in shapes.items()}
+        restored = checkpoints.restore(first, {item: like[item] for item in moving})
+        state = {item: rules.unflatten(restored[item], like=tree) for item, tree in moving.items()}
+        frozen = rules.unflatten(
+            frozen_arrays.load(workdir, like["frozen"], saved["frozen"]), like=fixed
+        )
         print(f"Going on from step {first} of {steps} in {workdir}")
     else:
         given = {} if tokenizer is None else tokenizer_checkpoint.variables(tokenizer.model)
-        named = initialize.parameters(
+        arrays = initialize.parameters(
             make,
             like["trained"] | like["frozen"],
             {f"adapter/tokenizer/{path}": array for path, array in given.items()},
             description.model,
             pretrained,
         )
-        state = {item: rules.unflatten(named, like=shapes[item]) for item in ("trained", "frozen")}
+        trained = rules.unflatten(arrays, like=moving["trained"])
         start = jax.jit(tx.init, out_shardings=shardings["optimizer"])
-        state["optimizer"] = start(state["trained"])
-        meta["frozen"] = frozen_arrays.save(workdir, rules.flatten(state["frozen"]))
+        state = {"trained": trained, "optimizer": start(trained)}
+        frozen = rules.unflatten(arrays, like=fixed)
+        del arrays  # or the trained ones could not be updated in place
+        meta["frozen"] = frozen_arrays.save(workdir, rules.flatten(frozen))
+    if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
+        frozen = unstack(frozen, backward=True)
 
     # ---- update and validation functions ------------------------------------------------------------------------
     key = jax.random.key(config.seed)
 
     def update(
-        state: dict[str, Any], batch: Batch, step: jax.Array
+        state: dict[str, Any], frozen: nnx.State, batch: Batch, step: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         def loss_of(trained: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-            network = nnx.merge(graph, trained, state["frozen"])
+            network = nnx.merge(graph, trained, frozen)
             return network.loss(batch, jax.random.fold_in(key, step))
 
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
@@ -212,10 +215,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
         trained = optax.apply_updates(state["trained"], updates)
         norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
         metrics = {"loss": loss, **norms, **metrics}
-        return {**state, "trained": trained, "optimizer": optimizer_state}, metrics
+        return {"trained": trained, "optimizer": optimizer_state}, metrics
 
-    def validate(state: dict[str, Any], batch: Batch) -> tuple[Scores, Scores]:
-        network = nnx.merge(graph, state["trained"], state["frozen"])
+    def validate(trained: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Scores, Scores]:
+        network = nnx.merge(graph, trained, frozen)
         loss, metrics = network.loss(batch)
         steps = batch.observation.mask.sum()
         error, windows = _action_error(network, batch, dataset.metadata)
@@ -237,7 +240,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     def save(step: int) -> None:
-        items = {item: rules.flatten(state[item]) for item in ("trained", "optimizer")}
+        items = {item: rules.flatten(tree) for item, tree in state.items()}
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
     if steps == 0 and first is None:  # the untrained policy, to compare with
@@ -257,7 +260,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             before = time.perf_counter()
             batch = to_device(next(train_batches))
             waited += time.perf_counter() - before
-            state, metrics = update(state, batch, jnp.int32(step))
+            state, metrics = update(state, frozen, batch, jnp.int32(step))
             # Metrics of the step before this one: the device is never left without work.
             if pending is not None:
                 check_finite(pending[0], jax.device_get(pending[1]), checkpoints)
@@ -280,7 +283,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 clock, waited, since = time.perf_counter(), 0.0, step
             if step % config.validate_every == 0 or step == steps:
-                found = [jax.device_get(validate(state, to_device(read))) for read in held_out]
+                found = [
+                    jax.device_get(validate(state["trained"], frozen, to_device(read)))
+                    for read in held_out
+                ]
                 scores = _average([one for one, _ in found]) | _average([one for _, one in found])
                 writer.write(step, {f"val/{name}": value for name, value in scores.items()})
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

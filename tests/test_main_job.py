@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
 
 from data_pipelines import pipeline, rlds
 from mllm_act import config as configuration
@@ -143,7 +142,7 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
         action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
         acted.append(action[0])
 
-    network = nnx.merge(policy._graph, policy._parameters)
+    network = policy._network(policy._parameters)
     ids, exists = policy.prompt.tokens([text])
     for t in range(length):
         start = max(0, t + 1 - policy.context)

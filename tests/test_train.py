@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from mllm_act import train
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.layers import LoRA
+from mllm_act.policy import Policy
 from mllm_act.training import checkpoint
+from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
 
 ROOT = Path(__file__).parent.parent
@@ -151,6 +154,74 @@ def test_what_is_frozen_stays_to_the_bit_and_has_no_optimizer_state(
     assert moments and all("lora_" in name or "perceiver/" in name for name in moments)
 
 
+def test_a_pretrained_base_is_the_folders_and_its_checkpoint_needs_no_folder_and_no_preset(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = dataclasses.replace(tiny_lora(), text_tokenizer="pretrained")
+    texts = ["Prompt: control the robot. USER: do task 0 ASSISTANT: ", "do task 1"]
+    weights = pretrained_folder.write(tmp_path / "weights", preset.model, texts, 400)
+    given = {"preset": "small", "pretrained": str(tmp_path / "weights"), "prompt_tokens": 64}
+    with monkeypatch.context() as patched:
+        patched.setitem(presets.PRESETS, "small", preset)
+        run(data, tmp_path / "run", steps=0, **given)
+    start, base = arrays(tmp_path / "run", "trained"), frozen(tmp_path / "run")
+    for path, array in weights.items():
+        np.testing.assert_array_equal(base[f"mllm/{path}"], array, err_msg=path)
+    first, bins = preset.model.language.action_tokens, OVERRIDES["bins"]
+    rows = weights["language/embedding"][first : first + bins].astype(np.float32)
+    np.testing.assert_array_equal(start["adapter/embedding"], rows)
+    np.testing.assert_array_equal(start["adapter/head"], rows)
+
+    shutil.rmtree(tmp_path / "weights")
+    policy = Policy.load(tmp_path / "run")
+    assert policy.meta["pretrained"] == [{"source": "random", "revision": "0"}]
+    images = {"corner4": np.zeros((1, 16, 16, 3), np.uint8)}
+    action, _ = policy.act(
+        images, np.zeros((1, 3), np.float32), ["do task 1"], np.array([True]), policy.start(1)
+    )
+    assert action.shape == (1, 4) and np.isfinite(action).all()
+    with pytest.raises(UserError, match=r"instruction: expected a prompt of at most 4072 tokens"):
+        policy.act(images, np.zeros((1, 3)), ["z9" * 3000], np.array([True]), policy.start(1))
+
+
+def test_prompts_that_use_rows_of_actions_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_lora()
+    model = dataclasses.replace(
+        tiny.model, language=dataclasses.replace(tiny.model.language, action_tokens=60)
+    )
+    preset = presets.Preset(model, tiny.trained, "pretrained")
+    pretrained_folder.write(tmp_path / "weights", model, ["do task 0"], 400)
+    monkeypatch.setitem(presets.PRESETS, "small", preset)
+    given = {"preset": "small", "pretrained": str(tmp_path / "weights"), "prompt_tokens": 64}
+    with pytest.raises(UserError, match="expected prompts without the ids 60 to 75, .* word it"):
+        run(data, tmp_path / "run", steps=0, **given)
+
+
+def test_a_run_without_its_frozen_part_or_of_another_architecture_is_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    run(data, tmp_path / "run", steps=0)
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "half" / "checkpoints")
+    for use in (Policy.load, lambda path: run(data, path, steps=0)):
+        with pytest.raises(UserError, match="half/frozen: expected the frozen parameters of the"):
+            use(tmp_path / "half")
+    [path] = (tmp_path / "run" / "checkpoints").glob("*/meta/metadata")
+    meta = json.loads(path.read_text())
+    meta["network"]["model"]["language"]["vocabulary"] = 1030
+    path.write_text(json.dumps(meta))
+    message = r"language/embedding \(expected float32\[1030, 128\], found float32\[1024, 128\]\)"
+    with pytest.raises(UserError, match=message):
+        Policy.load(tmp_path / "run")
+    with pytest.raises(UserError, match="network.model.language.vocabulary: expected 1030"):
+        run(data, tmp_path / "run", steps=0)
+    meta["network"]["model"]["language"]["windows"] = 3
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="network: expected the description .*windows"):
+        Policy.load(tmp_path / "run")
+
+
 def test_nan_stops_the_run_and_names_step_and_last_good_checkpoint(
     data: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +273,27 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"steps": -1}, "config.steps"),
         ({"validation_windows": 0}, "validation_windows"),
         ({"mesh.fsdp": 0}, "config.mesh"),
+        ({"bridge": "perciever"}, "bridge: expected one or both of projector, perceiver"),
+        ({"weights": "int8"}, "weights: expected one of float32, bfloat16, float8"),
+        ({"weights": "bfloat16"}, "config.weights: expected float32 where the matrices are"),
+        ({"remat": "some"}, "remat: expected one of none, projections, full"),
+        (
+            {"lora.targets": "query"},
+            "config.lora.targets: expected a pattern that matches some of q",
+        ),
+        ({"lora.targets": "q("}, "config.lora.targets"),
+        ({"lora.rank": 0}, "config.lora.rank: expected at least 1"),
+        ({"lora.dropout": 1.0}, "config.lora.dropout"),
+        (
+            {"prompt_tokens": 4085},
+            "config.prompt_tokens: expected at most 4072, what 3 steps leave",
+        ),
+        ({"data.context": 2000}, "config.prompt_tokens: expected at most -11904"),
+        ({"preset": "smollm2_vit_s", "pretrained": "nowhere"}, "nowhere: expected a folder"),
+        (
+            {"preset": "smollm2_vit_s", "pretrained": "", "data.batch_size": 2**16},
+            r"memory: expected a run that fits .* for activations; try --config.remat=full",
+        ),
     ],
 )
 def test_bad_config_is_one_clear_error(

@@ -26,6 +26,7 @@ from flax import nnx
 from jax.extend.core import Literal
 
 from mllm_act.errors import UserError
+from mllm_act.models import float8
 from mllm_act.models.language import LanguageBlock
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.vision import VisionBlock
@@ -68,7 +69,7 @@ def estimate(
     """
     moved, held = (rules.flatten(tree) for tree in (trained, frozen))
     one_each = sum(_count(leaf) * 4.0 for leaf in moved.values())
-    weights = sum(_count(leaf) * leaf.dtype.itemsize for leaf in (*moved.values(), *held.values()))
+    weights = sum(_count(leaf) * _held_bytes(leaf) for leaf in (*moved.values(), *held.values()))
     kept = _kept_by_model(
         config, set(moved), batch_per_device, context, prompt_tokens, tokens_per_action
     )
@@ -125,6 +126,11 @@ def _count(leaf: jax.ShapeDtypeStruct) -> int:
     """Returns how many elements of an array one device holds."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape)
+
+
+def _held_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes an element takes; float8 matrices may be laid out once for products and once for gradients."""
+    return 2 if leaf.dtype == float8.DTYPE else leaf.dtype.itemsize
 
 
 def _kept(function: Callable[..., Any], *args: Any) -> int:

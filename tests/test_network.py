@@ -1,0 +1,69 @@
+"""What a config says of the model goes into the preset's sizes, and a description survives JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections.config_dict import ConfigDict
+
+from mllm_act import config as configuration
+from mllm_act import network as networks
+from mllm_act.errors import UserError
+from mllm_act.models import presets
+
+ROOT = Path(__file__).parent.parent
+CAMERAS = ("front", "wrist")
+
+
+def load(variant: str, **overrides: Any) -> ConfigDict:
+    config = configuration.load(f"{ROOT / 'configs/policy/metaworld.py'}:{variant}")
+    for key, value in overrides.items():
+        node, _, name = key.replace("__", ".").rpartition(".")
+        (config[node] if node else config)[name] = value
+    return config
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_what_is_left_open_is_the_presets(preset: str) -> None:
+    model = presets.get(preset).model
+    found = networks.configure(model, load(f"rvq,preset={preset}"), CAMERAS)
+    assert found == dataclasses.replace(model, cameras=CAMERAS)
+
+
+def test_what_is_given_replaces_the_presets() -> None:
+    model = presets.get("smollm2_vit_s").model
+    config = load(
+        "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", weights="float8", remat="full",
+        history="observations_and_actions", lora__rank=8, lora__dropout=0.0,
+    )  # fmt: skip
+    found = networks.configure(model, config, CAMERAS)
+    assert found.bridge == ("projector", "perceiver") and found.weights == "float8"
+    assert found.remat == "full" and found.history == "observations_and_actions"
+    lora = found.language.lora
+    assert lora is not None
+    assert (lora.targets, lora.rank, lora.alpha, lora.dropout) == ("q|k|v", 8, 32.0, 0.0)
+
+
+def test_pretrained_presets_start_from_their_folder_with_the_papers_settings() -> None:
+    config = load("rvq,preset=smollm2_vit_s")
+    assert config.pretrained == "pretrained/smollm2_vit_s"
+    assert (config.optimizer.learning_rate, config.optimizer.warmup) == (3e-4, 0.1)
+    lora = presets.get("smollm2_vit_s").model.language.lora
+    assert lora is not None
+    assert (lora.targets, lora.rank, lora.alpha, lora.dropout) == ("q|k|v", 128, 32.0, 0.1)
+    assert load("rvq").pretrained == ""
+
+
+def test_a_description_survives_json() -> None:
+    preset = presets.get("smollm2_vit_s")
+    description = networks.Description(
+        "smollm2_vit_s", preset.model, preset.trained, "uniform", 3, 64, 16, None
+    )
+    text = json.dumps(dataclasses.asdict(description))
+    assert networks.Description.from_dict(json.loads(text)) == description
+    values = json.loads(text)
+    del values["model"]
+    with pytest.raises(UserError, match="network: expected the description"):
+        networks.Description.from_dict(values)
