@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mllm_act.models.layers import REMAT, Linear, LoRA, RMSNorm, dropout, scan, stack
+from mllm_act.models.layers import REMAT, LayerNorm, Linear, LoRA, RMSNorm, dropout, scan, stack
 from tests.models import tiny
 
 LORA = LoRA(rank=4, alpha=8.0, dropout=0.5)
@@ -32,11 +34,11 @@ def test_the_factors_alone_read_what_dropout_left() -> None:
 
 
 def test_dropout_needs_a_key() -> None:
-    model, given = tiny.mllm(), tiny.sequence(fed=1)
+    model, inputs = tiny.mllm(), tiny.sequence(fed=1)
 
     @tiny.jit
     def run(model: nnx.Module, key: jax.Array | None) -> jax.Array:
-        return model(**given, key=key)
+        return model(**inputs, key=key)
 
     plain, dropped = run(model, None), run(model, jax.random.key(0))
     np.testing.assert_array_equal(plain, run(model, None))
@@ -56,6 +58,24 @@ def test_norms_are_computed_in_float32_whatever_the_input() -> None:
     norm = RMSNorm(64, epsilon=1e-5)
     wide = norm(x.astype(jnp.float32))
     np.testing.assert_array_equal(norm(x), wide.astype(jnp.bfloat16))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), sharpness=st.integers(0, 12))
+def test_no_output_exceeds_its_bound(seed: int, sharpness: int) -> None:
+    """Nor nearly flat rows' nor those of one large entry, which come nearest to it."""
+    rng = np.random.default_rng(seed)
+    x = jnp.array(np.sign(rng.normal(size=(16, 8))) * np.exp(sharpness * rng.normal(size=(16, 8))))
+    layer_norm, rms_norm = LayerNorm(8), RMSNorm(8, epsilon=1e-5)
+    layer_norm.bias[...] = jnp.array(rng.normal(size=8))
+    linear = Linear(8, 6, bias=True, rngs=nnx.Rngs(seed))
+    linear.bias[...] = jnp.array(rng.normal(size=6))
+    for norm in (layer_norm, rms_norm):
+        norm.scale[...] = jnp.array(rng.normal(size=8))
+        assert float(jnp.abs(norm(x)).max()) <= float(norm.bound()) * (1 + 1e-5)
+    y = layer_norm(x)
+    assert float(jnp.linalg.norm(y, axis=-1).max()) <= float(layer_norm.length()) * (1 + 1e-5)
+    assert float(jnp.abs(linear(y)).max()) <= float(linear.bound(layer_norm.length())) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("remat", REMAT)
