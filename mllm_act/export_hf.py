@@ -6,7 +6,7 @@
 Without ``--lora`` it is the full model, LoRA merged: what ``transformers`` loads with ``from_pretrained``. LLaVA with
 its projector is one folder (``LlavaForConditionalGeneration``). For other models there is no class for the whole, and
 there are two, ``DIR/language`` (``LlamaForCausalLM``) and ``DIR/vision`` (``CLIPVisionModel`` or ``Dinov2Model``). With
-``--lora`` it is LoRA's factors alone, an adapter that ``peft`` loads onto the same class.
+``--lora`` it is LoRA's factors alone, an adapter that ``peft`` loads onto the pretrained LLaVA or ``LlamaForCausalLM``.
 
 What those formats have no place for stands beside them in ``DIR/mllm_act.safetensors`` by our own paths: the Perceiver
 and the action space adapter with its rows of the vocabulary. The vision encoder is written with the blocks that run

@@ -1,4 +1,7 @@
-"""LoRA's factors as an adapter that ``peft`` loads onto the language model (or LLaVA) it was trained on."""
+"""LoRA's factors as an adapter that ``peft`` loads onto the pretrained model they were trained on.
+
+That is LLaVA where the vision encoder is a CLIP, whatever bridge the policy has; else the language model by itself.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +12,7 @@ from mllm_act.errors import UserError
 from mllm_act.models.language import PROJECTIONS
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import names, safetensors
-from mllm_act.weights.export import is_llava, write_json
+from mllm_act.weights.export import write_json
 from mllm_act.weights.tensors import Tensor
 
 
@@ -30,7 +33,7 @@ def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str
         raise UserError(
             "--lora: expected a checkpoint trained with LoRA, found one without; leave --lora out"
         )
-    around = "model.language_model." if is_llava(config) else "model."
+    around = "model.language_model." if config.vision.family == "clip" else "model."
     modules, tensors = [], {}
     for projection in PROJECTIONS:
         if not lora.aims_at(projection):

@@ -46,7 +46,7 @@ def config(**changes: Any) -> MLLMConfig:
         perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
         language=LanguageConfig(
             vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
-            context=64,
+            epsilon=hugging_face.EPSILON, context=64,
         ),
         cameras=("front",),
         dtype="float32",

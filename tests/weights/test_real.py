@@ -32,6 +32,8 @@ SENTENCE = "The robot arm picks up the red cup and places it on the table."
 def made() -> Path:
     """``pretrained/``, made as ``make pretrained`` makes it if it is not there; workers wait for each other."""
     out = ROOT / "pretrained"
+    if (out / pretrained.PRESET).exists():
+        return out
     out.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mllm_act.pretrained", f"--out={out}"]
     with (out / ".lock").open("w") as lock:
