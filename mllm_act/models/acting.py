@@ -2,85 +2,120 @@
 
 One decision multiplies few rows by every matrix, so that its time is the time of reading them. A loop over stacked
 blocks would copy each matrix out of its stack first. Matrices that read the same input are one, wide enough to keep
-a whole GPU reading. They are in the dtype the model computes in, or in float8 where the model holds them so.
+a whole GPU reading. They are in the dtype the model computes in.
+
+Where the model holds them in float8 they stay so, and LoRA's factors stay beside them: most of what they add is less
+than half a step of e4m3, and rounding the sum would lose it.
 """
 
 import dataclasses
+import functools
+import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from mllm_act.models import float8
-from mllm_act.models.language import LanguageBlock
-from mllm_act.models.layers import Linear, unstack
+from mllm_act.models.layers import Linear, LoRA, unstack
 from mllm_act.models.mllm import MLLM
-from mllm_act.models.vision import VisionBlock
+
+ARRAYS = ("kernel", "kernel_scale", "lora_a", "lora_b")
 
 
-def _merged(linear: Linear) -> Float[Array, "L I O"]:
-    """Returns stacked matrices with scale and LoRA's factors folded in."""
-    kernel = linear.kernel[...].astype(jnp.float32)
-    if linear.kernel_scale is not None:
-        kernel = kernel * linear.kernel_scale[...][:, None, None]
-    if linear.lora is not None:
-        update = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest")
-        kernel = kernel + update * (linear.lora.alpha / linear.lora.rank)
-        del linear.lora_a, linear.lora_b
-        linear.lora = None
-    return kernel
+def _arrays(linear: Linear) -> dict[str, Any]:
+    found = {name: getattr(linear, name, None) for name in ARRAYS}
+    return {name: variable[...] for name, variable in found.items() if variable is not None}
 
 
-def _join(blocks: nnx.Module, names: tuple[str, ...], joined: str, held: str) -> None:
-    """Makes one matrix of those that read the same input."""
-    linear = getattr(blocks, names[0])
-    kernel = jnp.concatenate([_merged(getattr(blocks, name)) for name in names], axis=-1)
-    if held == "float8":
-        kernel, scale = float8.quantize(kernel)
-        linear.kernel_scale = nnx.Param(scale)
-    linear.kernel = nnx.Param(kernel if held == "float8" else kernel.astype(held))
+def _joined(
+    parts: list[dict[str, Any]], lora: LoRA | None, dtype: str, in_float8: bool
+) -> dict[str, Any]:
+    """Returns one layer's matrix made of those of several projections, by name of its arrays."""
+    kernels = [part["kernel"].astype(jnp.float32) * part.get("kernel_scale", 1.0) for part in parts]
+    low = [part.get("lora_a") for part in parts]
+    if not in_float8:
+        for i, a in enumerate(low):
+            if lora is not None and a is not None:
+                update = jnp.matmul(a, parts[i]["lora_b"], precision="highest")
+                kernels[i] += update * (lora.alpha / lora.rank)
+        return {"kernel": jnp.concatenate(kernels, axis=-1).astype(dtype)}
+    kernel, scale = float8.quantize(jnp.concatenate(kernels, axis=-1))
+    made = {"kernel": float8.lay_out(kernel, backward=False), "kernel_scale": scale}
+    if lora is not None and any(a is not None for a in low):
+        outputs = [kernel.shape[-1] for kernel in kernels]
+        high = [
+            part.get("lora_b", jnp.zeros((0, n))) for part, n in zip(parts, outputs, strict=True)
+        ]
+        made["lora_a"] = jnp.concatenate([a for a in low if a is not None], axis=-1).astype(dtype)
+        made["lora_b"] = jax.scipy.linalg.block_diag(*high).astype(dtype)
+    return made
+
+
+def _join(
+    blocks: Any, names: tuple[str, ...], joined: str, lora: LoRA | None, dtype: str, in_float8: bool
+) -> None:
+    """Makes one matrix of stacked ones that read the same input, layer by layer."""
+    linear, parts = getattr(blocks, names[0]), [_arrays(getattr(blocks, name)) for name in names]
+    make = jax.jit(functools.partial(_joined, lora=lora, dtype=dtype, in_float8=in_float8))
+    layers = range(len(parts[0]["kernel"]))
+    each = [make(jax.tree.map(operator.itemgetter(i), parts)) for i in layers]
+    for name in ARRAYS:
+        variable = nnx.Param(tuple(one[name] for one in each)) if name in each[0] else None
+        if variable is not None or hasattr(linear, name):
+            setattr(linear, name, variable)
+    linear.lora = lora if "lora_a" in each[0] else None
     for name in names:
         delattr(blocks, name)
     setattr(blocks, joined, linear)
 
 
-def _scale(bound: Float[Array, " L"]) -> nnx.Param:
-    return nnx.Param(float8.scale_of(bound))
-
-
-def _know_inputs(
-    blocks: VisionBlock | LanguageBlock, first: tuple[str, ...], second: tuple[str, ...]
-) -> None:
-    """Works out once what bounds the input of the matrices behind each norm; training does it in every step."""
-    for norm, names in ((blocks.norm1, first), (blocks.norm2, second)):
-        for name in names:
-            getattr(blocks, name).input_scale = _scale(norm.bound())
+def _know_inputs(mllm: MLLM) -> None:
+    """Works out once what bounds the inputs of float8 products; training does it in every step."""
+    vision, language = mllm.vision.blocks, mllm.language.blocks
+    for bound, readers in (
+        (vision.norm1.bound(), (vision.q, vision.k, vision.v)),
+        (vision.norm2.bound(), (vision.up,)),
+        (vision.up.bound(vision.norm2.length()), (vision.down,)),
+        (language.norm1.bound(), (language.q,)),
+        (language.norm2.bound(), (language.gate,)),
+    ):
+        for linear in readers:
+            linear.input_scale = nnx.Param(float8.scale_of(bound))
 
 
 def for_acting(mllm: MLLM) -> MLLM:
-    """Readies a model for acting. The model given is used up: its arrays are changed in place.
+    """Readies a model for acting.
 
     Args:
-      mllm: the model as it was trained.
+      mllm: the model as it was trained. It is used up: its arrays are taken out of it.
 
     Returns:
-      The same model; its hidden states are those of the one given without dropout, up to rounding.
+      A model whose hidden states are those of the one given without dropout, up to rounding.
     """
     config = mllm.config
-    held = "float8" if config.weights == "float8" else config.dtype
+    in_float8, lora = config.weights == "float8", config.language.lora
+    if in_float8:
+        _know_inputs(mllm)
     for name in ("q", "k", "v", "o", "up", "down"):
-        _join(mllm.vision.blocks, (name,), name, held)
-    for name in ("o", "down"):
-        _join(mllm.language.blocks, (name,), name, held)
-    _join(mllm.language.blocks, ("q", "k", "v"), "qkv", held)
-    _join(mllm.language.blocks, ("gate", "up"), "gate_up", held)
-    if held == "float8":
-        _know_inputs(mllm.vision.blocks, ("q", "k", "v"), ("up",))
-        _know_inputs(mllm.language.blocks, ("qkv",), ("gate_up",))
-        blocks = mllm.vision.blocks
-        blocks.down.input_scale = _scale(blocks.up.bound(blocks.norm2.length()))
+        _join(mllm.vision.blocks, (name,), name, None, config.dtype, in_float8)
+    for names, joined in (
+        (("q", "k", "v"), "qkv"),
+        (("gate", "up"), "gate_up"),
+        (("o",), "o"),
+        (("down",), "down"),
+    ):
+        _join(mllm.language.blocks, names, joined, lora, config.dtype, in_float8)
     language = dataclasses.replace(config.language, lora=None)
+    held = "float8" if in_float8 else config.dtype
+    mllm.language.config = language
     mllm.config = dataclasses.replace(config, language=language, weights=held)
+
+    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+        matrix = str(getattr(path[0], "key", "")) == "bridge" and leaf.ndim > 1
+        return leaf.astype(config.dtype) if matrix else leaf
+
     graph, state = nnx.split(mllm)
-    return jax.block_until_ready(nnx.merge(graph, unstack(state, backward=False)))
+    state = unstack(jax.tree_util.tree_map_with_path(cast, state), backward=False)
+    return jax.block_until_ready(nnx.merge(graph, state))

@@ -22,7 +22,7 @@ LARGEST = float(jnp.finfo(DTYPE).max)  # 448
 def scale_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns the least power of two that brings numbers up to ``largest`` into e4m3's range; float32."""
     exponent = jnp.ceil(jnp.log2(jnp.maximum(largest.astype(jnp.float32), 1e-30) / LARGEST))
-    return jnp.exp2(exponent)
+    return jnp.ldexp(jnp.float32(1.0), exponent.astype(jnp.int32))  # exp2 is not exact everywhere
 
 
 def _cast(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:

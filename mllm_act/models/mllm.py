@@ -29,6 +29,7 @@ from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig, VisionTransformer
 
 HISTORIES = ("observations", "observations_and_actions")
+DTYPES = ("float32", "bfloat16")
 MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
 
 
@@ -40,7 +41,7 @@ class MLLMConfig:
       bridge: the parts between vision and language in their order; see ``models.bridge``.
       cameras: whose images the model sees, in this order.
       history: one of ``HISTORIES``.
-      dtype: what it computes in.
+      dtype: what it computes in; one of ``DTYPES``.
       weights: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHTS``.
       remat: what the backward pass computes again; one of ``layers.REMAT``.
     """
@@ -102,7 +103,9 @@ class MLLM(nnx.Module):
         Raises:
           UserError: if a choice in the config does not exist.
         """
-        for key, choices in (("history", HISTORIES), ("weights", WEIGHTS), ("remat", REMAT)):
+        for key, choices in (
+            ("history", HISTORIES), ("dtype", DTYPES), ("weights", WEIGHTS), ("remat", REMAT),
+        ):  # fmt: skip
             found = getattr(config, key)
             if found not in choices:
                 raise UserError(f"{key}: expected one of {', '.join(choices)}, found {found!r}")

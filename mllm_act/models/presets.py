@@ -112,6 +112,7 @@ PRESETS = {
                 lora=LoRA(),
             ),
             weights="bfloat16",
+            remat="projections",
         ),
         trained=LORA_AND_ADAPTER,
         text_tokenizer="pretrained",

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from mllm_act.errors import UserError
 from mllm_act.models.layers import LayerNorm, Linear, attend, heads, scan, stack
 
 
@@ -134,6 +135,15 @@ class VisionTransformer(nnx.Module):
     """Images to patch features."""
 
     def __init__(self, config: VisionConfig, weights: str, rngs: nnx.Rngs) -> None:
+        """Makes the encoder; ``weights``, one of ``layers.WEIGHTS``, is how its matrices are held.
+
+        Raises:
+          UserError: if the patches do not fill the image.
+        """
+        if config.image_size % config.patch_size:
+            raise UserError(
+                f"vision.image_size: expected a multiple of patch_size {config.patch_size}, found {config.image_size}"
+            )
         self.config, self.family = config, FAMILIES[config.family]
         d, p = config.width, config.patch_size
         side = config.position_side or config.image_size // p

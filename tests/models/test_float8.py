@@ -118,7 +118,6 @@ def test_a_models_hidden_states_are_close_to_those_of_the_very_values_held() -> 
     assert distance(run(acting.for_acting(model), images, given), exact) < 0.1
 
 
-@pytest.mark.xfail(reason="for_acting rounds the merged matrices to e4m3 again")
 def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
     """An update of a hundredth of the matrix is below half a step of e4m3: rounding the merged matrix would lose it."""
     images, given = tiny.images(), tiny.sequence(fed=2)
