@@ -98,7 +98,9 @@ class Policy:
         count = config.latents_per_image * len(config.cameras)
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
         tokens = networks.empty_tokens(network.adapter, batch, self.context)
-        return Memory(latents, tokens, jnp.zeros(batch, jnp.int32))
+        memory = Memory(latents, tokens, jnp.zeros(batch, jnp.int32))
+        # Where the parameters are, as what ``act`` returns: or the second step would be compiled anew.
+        return jax.device_put(memory, self._parameters[0].sharding)
 
     def act(
         self,

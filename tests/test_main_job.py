@@ -131,7 +131,7 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
     """Frame by frame through the policy's memory equals whole windows through the network."""
     policy = Policy.load(home / "policy")
     dataset = rlds.open_dataset(home / "data")
-    length = 5
+    length = 4
     [episode, *_] = pipeline.EvalBatches(dataset, "train", batch_size=1, context=length)
     [text] = [text.decode() for text in episode["instruction"]]
     memory = policy.start(batch=1)
@@ -216,6 +216,9 @@ def test_wrong_images_are_refused(home: Path) -> None:
     for images in (
         {"front": np.zeros((1, 8, 8, 3), np.uint8)},
         {"corner4": np.zeros((1, 8, 8, 3))},
+        {"corner4": np.zeros((1, 8, 8, 4), np.uint8)},
+        {"corner4": np.zeros((8, 8, 3), np.uint8)},
+        {"corner4": np.zeros((2, 8, 8, 3), np.uint8)},
     ):
         with pytest.raises(UserError, match=r"images\['corner4'\]: expected uint8"):
             policy.act(images, np.zeros((1, 4)), [""], np.array([True]), policy.start(1))
