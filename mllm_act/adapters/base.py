@@ -36,6 +36,14 @@ class Adapter(nnx.Module):
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics
 
+    def with_rows(self, embedding: Float[Array, "V D"], head: Float[Array, "V D"]) -> "Adapter":
+        """Returns the adapter with the language model's tables lent to it, for the computation at hand.
+
+        Adapters that write actions in the model's own tokens need them for all but ``encode`` and ``decode``. The
+        others have rows of their own, and are returned as they are.
+        """
+        return self
+
     def encode(self, action: Float[Array, "... A"]) -> Tokens:
         """Returns the training target of an action in the environment's own numbers."""
         raise NotImplementedError
