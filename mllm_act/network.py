@@ -5,7 +5,6 @@ every checkpoint, so that acting needs no config file, and no preset either, whi
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ from ml_collections.config_dict import ConfigDict
 from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
 from mllm_act.batch import Batch
 from mllm_act.errors import UserError, nearest
-from mllm_act.models.language import PROJECTIONS
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.presets import Rules
@@ -80,7 +78,7 @@ def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -
       cameras: those of the data set.
 
     Raises:
-      UserError: if LoRA's pattern or numbers cannot be. The model itself looks at the choices.
+      UserError: if LoRA's numbers cannot be. The model itself looks at choices and patterns.
     """
     set_here = {key: config[key] for key in ("weights", "remat") if config[key]}
     if config.bridge:
@@ -99,16 +97,7 @@ def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -
 
 
 def _checked(lora: LoRA) -> LoRA:
-    """Raises UserError if LoRA's pattern or numbers cannot be."""
-    try:
-        aims = any(map(lora.aims_at, PROJECTIONS))
-    except re.error:
-        aims = False
-    if not aims:
-        raise UserError(
-            f"config.lora.targets: expected a pattern that matches some of {', '.join(PROJECTIONS)} wholly, found "
-            f"{lora.targets!r}; write q|k|v, for example"
-        )
+    """Raises UserError if LoRA's numbers cannot be; the model looks at the pattern."""
     if lora.rank < 1:
         raise UserError(f"config.lora.rank: expected at least 1, found {lora.rank}")
     if not 0 <= lora.dropout < 1:

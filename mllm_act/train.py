@@ -195,7 +195,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         start = jax.jit(tx.init, out_shardings=shardings["optimizer"])
         state = {"trained": trained, "optimizer": start(trained)}
         frozen = rules.unflatten(arrays, like=fixed)
-        del arrays  # or the trained ones could not be updated in place
+        del arrays  # or stacked layers would stay beside the unstacked ones below
         meta["frozen"] = frozen_arrays.save(workdir, rules.flatten(frozen))
     if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
         frozen = unstack(frozen, backward=True)

@@ -279,9 +279,9 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"remat": "some"}, "remat: expected one of none, projections, full"),
         (
             {"lora.targets": "query"},
-            "config.lora.targets: expected a pattern that matches some of q",
+            "lora.targets: expected a pattern that matches some of q",
         ),
-        ({"lora.targets": "q("}, "config.lora.targets"),
+        ({"lora.targets": "q("}, "lora.targets: expected a regular expression"),
         ({"lora.rank": 0}, "config.lora.rank: expected at least 1"),
         ({"lora.dropout": 1.0}, "config.lora.dropout"),
         (
