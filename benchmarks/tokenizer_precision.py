@@ -42,7 +42,7 @@ from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import optimizer
 
 BATCH, UPDATES, BLOCK = 512, 400, 20
-TRAIN, TEST = range(16), envs.SPLITS["test"]
+TRAIN, TEST = range(16), envs.splits("metaworld")["test"]
 NOISE = 0.1  # of the executed actions, as in demonstrations
 CACHE = Path(tempfile.gettempdir()) / "mllm_act_ml45_expert_actions.npz"
 REFERENCE_RATE = {1: 1e-4, 2: 3e-4}  # by number of codebooks; chosen as the docstring says

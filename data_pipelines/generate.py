@@ -2,8 +2,9 @@
 
     python -m data_pipelines.generate --env=metaworld --tasks=reach-v3,ml5 --episodes=40 \\
         --out=runs/data --workers=2
+    python -m data_pipelines.generate --env=babyai --tasks=all --episodes=1000 --out=runs/babyai
 
-Episode i of a task shows its training configuration i modulo 40. Every 20th episode goes to the
+Episode i of a task shows its training configuration i, modulo their number. Every 20th episode goes to the
 split `val`, the others to `train`. What is written depends on the arguments, not on the number of
 workers. A run that was interrupted continues where it stopped when it is started again; finished
 episodes wait in DIR/.episodes until all are there.
@@ -105,7 +106,7 @@ def _complete(
     _write(arguments["env"], splits, out)
     _dump(out / RECORD, record)
     shutil.rmtree(out / EPISODES)
-    _report(out, results, drawn, seconds, min(workers, len(jobs)))
+    _report(arguments["env"], out, results, drawn, seconds, min(workers, len(jobs)))
     return record
 
 
@@ -120,12 +121,7 @@ def _check_numbers(episodes: int, workers: int, seed: int) -> None:
 
 def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Makes ``out``, or finds what a former run with the same arguments left there."""
-    recipe = {
-        "noise_std": recording.NOISE_STD,
-        "hold_steps": recording.HOLD_STEPS,
-        "max_attempts": recording.MAX_ATTEMPTS,
-        "jpeg_quality": recording.JPEG_QUALITY,
-    }
+    recipe = recording.recipe(envs.spec(arguments["env"]))
     record = {"arguments": arguments, "recipe": recipe}
     path = out / RECORD
     if path.exists():
@@ -227,7 +223,9 @@ def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -
     return results
 
 
-def _report(out: Path, results: dict[str, Any], drawn: int, seconds: float, workers: int) -> None:
+def _report(
+    env: str, out: Path, results: dict[str, Any], drawn: int, seconds: float, workers: int
+) -> None:
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     print(f"\n{'task':32s} episodes  mean steps  success of attempts")
     for task, found in results["tasks"].items():
@@ -247,10 +245,11 @@ def _report(out: Path, results: dict[str, Any], drawn: int, seconds: float, work
         )
     for failed in results["failed"]:
         print(f"left out, no success in {recording.MAX_ATTEMPTS} attempts: {failed}")
-    print(
-        "next: python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq "
-        f"--config.data.directory={out} --workdir=runs/tokenizer"
-    )
+    if not envs.spec(env).choices:  # discrete actions need no tokenizer
+        print(
+            f"next: python -m mllm_act.train_tokenizer --config=configs/tokenizer/{env}.py:rvq "
+            f"--config.data.directory={out} --workdir=runs/tokenizer"
+        )
 
 
 def main() -> None:
@@ -263,7 +262,8 @@ def main() -> None:
     parser.add_argument(
         "--tasks",
         required=True,
-        help="task names and groups, comma separated; metaworld: ml45 (train), ml5 (held out)",
+        help="task names and groups, comma separated; metaworld: ml45 (train), ml5 (held out); "
+        "babyai: all",
     )
     parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
@@ -273,7 +273,7 @@ def main() -> None:
         default=os.cpu_count() or 1,
         help="processes, one simulator each (default: the cores)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the action noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and layouts (default: 0)")
     generate(**vars(parser.parse_args()))
 
 

@@ -2,7 +2,8 @@
 
 The expert's actions are disturbed while they are executed (arXiv 2406.07904, appendix on
 Meta-World: Gaussian noise of 0.1), so that the demonstrations also show how to come back; the label
-is the expert's own action at each state, without the noise.
+is the expert's own action at each state, without the noise. Discrete actions are executed as they are,
+and their episodes end with the success.
 """
 
 import io
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mllm_act import envs
+from mllm_act.envs.base import EnvSpec, ExpertFailed
 from mllm_act.errors import UserError
 
 NOISE_STD = 0.1  # of the action's own numbers
@@ -34,18 +36,30 @@ def attempt_seed(seed: int, task: str, episode: int, attempt: int) -> int:
     return int(entropy.generate_state(1, np.uint64)[0] >> 1)
 
 
+def recipe(spec: EnvSpec) -> dict[str, Any]:
+    """How demonstrations of an environment are made."""
+    return {
+        "noise_std": 0.0 if spec.choices else NOISE_STD,
+        "hold_steps": 0 if spec.choices else HOLD_STEPS,
+        "max_attempts": MAX_ATTEMPTS,
+        "jpeg_quality": JPEG_QUALITY,
+    }
+
+
 def attempt_episode(
     env: envs.Env, task: str, configuration: int, seed: int
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Lets the expert act with noise until `HOLD_STEPS` after its first success, or the horizon.
+    """Lets the expert act with noise until ``hold_steps`` after its first success, the horizon, or
+    where it has no action.
 
     Returns:
       Arrays over the T steps: ``proprio`` float32[T, P], ``action`` float32[T, A] (the label),
       ``executed_action`` float32[T, A], ``reward`` float32[T] (for the executed action), and for
-      each camera ``jpeg/<camera>`` uint8[bytes] with ``jpeg_sizes/<camera>`` int64[T]; and whether
-      it succeeded. Observations are those that the action was chosen on.
+      each camera ``jpeg/<camera>`` uint8[bytes] with ``jpeg_sizes/<camera>`` int64[T]; the
+      ``instruction`` str[]; and whether it succeeded. Observations are those that the action was
+      chosen on.
     """
-    rng = np.random.default_rng(seed)
+    rng, how = np.random.default_rng(seed), recipe(env.spec)
     low = np.array(env.spec.action_low, np.float32)
     high = np.array(env.spec.action_high, np.float32)
     steps: dict[str, list[Any]]
@@ -54,8 +68,11 @@ def attempt_episode(
     observation = env.reset(task, configuration, seed)
     left, succeeded = env.spec.horizon, False
     while left > 0:
-        action = env.expert_action()
-        noise = rng.normal(0.0, NOISE_STD, action.shape).astype(np.float32)
+        try:
+            action = env.expert_action()
+        except ExpertFailed:
+            break
+        noise = rng.normal(0.0, how["noise_std"], action.shape).astype(np.float32)
         executed = np.clip(action + noise, low, high)
         steps["proprio"].append(observation["proprio"])
         for camera, jpegs in pictures.items():
@@ -66,8 +83,9 @@ def attempt_episode(
         steps["reward"].append(np.float32(reward))
         left -= 1
         if success and not succeeded:
-            succeeded, left = True, min(left, HOLD_STEPS)
-    arrays = {name: np.stack(values) for name, values in steps.items()}
+            succeeded, left = True, min(left, how["hold_steps"])
+    arrays = {name: np.array(values) for name, values in steps.items()}
+    arrays["instruction"] = observation["instruction"]
     for camera, jpegs in pictures.items():
         arrays[f"jpeg/{camera}"] = np.frombuffer(b"".join(jpegs), np.uint8)
         arrays[f"jpeg_sizes/{camera}"] = np.array([len(jpeg) for jpeg in jpegs])
@@ -87,7 +105,7 @@ def serve(env: str, seed: int) -> Callable[[tuple[str, int, str]], None]:
     all; where `MAX_ATTEMPTS` failed, it holds the last attempt, with ``success`` False.
     """
     simulator = envs.make(env)
-    configurations = envs.SPLITS["train"]
+    configurations = envs.splits(env)["train"]
 
     def record(request: tuple[str, int, str]) -> None:
         task, episode, file = request

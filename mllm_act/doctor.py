@@ -74,6 +74,16 @@ for _ in range(200):
 assert info['success'], 'the scripted expert of reach-v3 does not succeed'
 print(f"metaworld {importlib.metadata.version('metaworld')}: the expert solves reach-v3")
 """
+BABYAI = """
+import importlib.metadata
+from mllm_act import envs
+env = envs.make('babyai')
+env.reset('goto', 0, 0)
+success = False
+while not success:
+    _, _, success = env.step(env.expert_action())
+print(f"minigrid {importlib.metadata.version('minigrid')}: the bot solves goto")
+"""
 VIDEO = """
 import sys, imageio.v2 as imageio, numpy as np
 with imageio.get_writer(sys.argv[1], fps=10) as writer:
@@ -185,6 +195,10 @@ def simulator() -> Finding:
     return child(SIMULATOR, SETUP)
 
 
+def babyai() -> Finding:
+    return child(BABYAI, SETUP)
+
+
 def video() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         return child(VIDEO, SETUP, f"{folder}/video.mp4")
@@ -246,6 +260,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "tensorflow": tensorflow,
     "rendering": rendering,
     "simulator": simulator,
+    "babyai": babyai,
     "video": video,
     "temporary": temporary,
     "disk": disk,

@@ -36,17 +36,14 @@ def rollout(
     policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
 ) -> Iterator[Episode]:
     """Plays all episodes with the policy, filling in their results, and yields each when it ends."""
-    sentences = envs.instructions(pool.spec.name)
-    texts = [""] * pool.num_envs
     memory = policy.start(pool.num_envs)
 
     def decide(
         playing: Mapping[int, Episode], fresh: Sequence[int], seen: EnvObservation
     ) -> np.ndarray:
         nonlocal memory
-        for slot in fresh:
-            texts[slot] = sentences[playing[slot].job.task]
         first = np.isin(np.arange(pool.num_envs), fresh)
+        texts = seen["instruction"].tolist()
         action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory)
         return action[sorted(playing)]
 
@@ -126,7 +123,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a run's folder, or one step's folder in it")
     add("--env", default="metaworld", help="the environment (default: metaworld)")
-    add("--split", default="test", help="start/goal configurations: train or test (default: test)")
+    add("--split", default="test", help="the environment's: train, test, ... (default: test)")
     add("--tasks", help="task names or groups, comma-separated (default: those trained on)")
     add("--horizon", type=int, help="most steps of an episode (default: the environment's own)")
     add("--seed", type=int, default=0, help="of the episodes (default: 0)")

@@ -3,12 +3,11 @@
 import importlib
 from types import ModuleType
 
-from mllm_act.envs.base import SPLITS, Env, EnvObservation, EnvSpec, Job
+from mllm_act.envs.base import Env, EnvObservation, EnvSpec, Job
 from mllm_act.errors import UserError, nearest
 
 __all__ = [
     "ENVS",
-    "SPLITS",
     "Env",
     "EnvObservation",
     "EnvSpec",
@@ -18,9 +17,13 @@ __all__ = [
     "module",
     "select_tasks",
     "spec",
+    "splits",
 ]
 
-ENVS: dict[str, str] = {"metaworld": "mllm_act.envs.metaworld"}
+ENVS: dict[str, str] = {
+    "metaworld": "mllm_act.envs.metaworld",
+    "babyai": "mllm_act.envs.babyai",
+}
 
 
 def module(name: str) -> ModuleType:
@@ -45,9 +48,17 @@ def spec(name: str) -> EnvSpec:
 
 
 def instructions(name: str) -> dict[str, str]:
-    """Returns all task names, in a fixed order, each with its instruction sentence."""
+    """Returns all task names, in a fixed order, each with its instruction sentence, or the pattern
+    of it where each episode has its own: `EnvObservation` has the episode's.
+    """
     sentences: dict[str, str] = module(name).INSTRUCTIONS
     return sentences
+
+
+def splits(name: str) -> dict[str, range]:
+    """Returns the configurations of each split, the same for every task."""
+    configurations: dict[str, range] = module(name).SPLITS
+    return configurations
 
 
 def select_tasks(name: str, tasks: str) -> tuple[str, ...]:

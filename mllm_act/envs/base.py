@@ -1,21 +1,18 @@
 """The contract of an environment: what every file in ``envs/`` offers. NumPy only, nothing heavy is
 imported.
 
-An environment module has four names: ``SPEC`` (an `EnvSpec`), ``INSTRUCTIONS`` (task name ->
-sentence, in a fixed order), ``GROUPS`` (named sets of tasks, usable wherever task names are given)
-and ``make(render)`` (an `Env`).
+An environment module has five names: ``SPEC`` (an `EnvSpec`), ``INSTRUCTIONS`` (task name ->
+sentence, or its pattern where it differs between episodes; in a fixed order), ``GROUPS`` (named
+sets of tasks, usable wherever task names are given), ``SPLITS`` (split name -> the configurations
+of each task in it; ``train`` is the one that demonstrations show) and ``make(render)`` (an `Env`).
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from mllm_act.errors import UserError
-
-# Start/goal configurations of a task: arXiv 2406.07904, appendix on Meta-World: 50, of which 10 are
-# held out.
-SPLITS: dict[str, range] = {"train": range(0, 40), "test": range(40, 50)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +32,9 @@ class EnvSpec:
     image_size: int  # pixels, images are square
     control_hz: float
     horizon: int  # most steps of an episode
+    # Names of the actions where they are discrete: the action is then one number, an index into
+    # these, held as float32[1] so that datasets and programs are the same for both kinds.
+    choices: tuple[str, ...] = ()
 
 
 class EnvObservation(TypedDict):
@@ -42,6 +42,7 @@ class EnvObservation(TypedDict):
 
     images: dict[str, np.ndarray]  # {camera: uint8[H, W, 3]}, upright; empty when not rendering
     proprio: np.ndarray  # float32[P]
+    instruction: np.ndarray  # str[]: the sentence of this episode, the same at each of its steps
 
 
 class Job(NamedTuple):
@@ -69,11 +70,42 @@ class Env(Protocol):
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's float32[A] for the present state (privileged), clipped to the legal
-        box.
+        box. Raises ExpertFailed where it has none.
         """
         ...
 
     def close(self) -> None: ...
+
+
+class ExpertFailed(Exception):
+    """The scripted expert has no action for this state: the episode cannot be a demonstration."""
+
+
+def metadata(spec: EnvSpec) -> dict[str, Any]:
+    """What is stored beside a dataset: all of ``spec``, ``choices`` only where there are any."""
+    fields = dataclasses.asdict(spec)
+    return fields if spec.choices else {k: v for k, v in fields.items() if k != "choices"}
+
+
+def choice(spec: EnvSpec, action: np.ndarray, where: str) -> int:
+    """Returns the index that float32[1] holds, an action of ``spec.choices``.
+
+    Raises:
+      UserError: wrong shape, or no index of an action; ``where`` is named.
+    """
+    action = np.asarray(action, np.float32)
+    if action.shape != (1,):
+        raise UserError(
+            f"{where}: an action of {spec.name} has shape (1,), found {action.shape}; "
+            "was the policy trained on another action space?"
+        )
+    if action[0] not in range(len(spec.choices)):
+        names = ", ".join(f"{index} {name}" for index, name in enumerate(spec.choices))
+        raise UserError(
+            f"{where}: expected the index of an action ({names}), found {action[0]:g}; "
+            "was the policy trained on another action space?"
+        )
+    return int(action[0])
 
 
 def check_action(spec: EnvSpec, action: np.ndarray, where: str) -> np.ndarray:

@@ -44,6 +44,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ml45": tuple(metaworld_tasks.TRAIN),
     "ml5": tuple(metaworld_tasks.TEST),
 }
+# arXiv 2406.07904, appendix on Meta-World: 50 start/goal configurations, of which 10 are held out.
+SPLITS = {"train": range(0, 40), "test": range(40, 50)}
 CONFIGURATIONS = 50
 CONFIG_SEED = 0
 
@@ -148,7 +150,11 @@ class MetaWorldEnv:
             for camera in SPEC.cameras:
                 picture = self._renderer.render(self._simulator.model, self._simulator.data, camera)
                 images[camera] = np.ascontiguousarray(picture[::-1, ::-1])
-        return {"images": images, "proprio": self._state[:4].astype(np.float32)}
+        return {
+            "images": images,
+            "proprio": self._state[:4].astype(np.float32),
+            "instruction": np.array(INSTRUCTIONS[self._task]),
+        }
 
     def _goal_markers(self) -> list[tuple[str, np.ndarray]]:
         if self._task == "pick-out-of-hole-v3":  # Meta-World has it at one place for all goals

@@ -36,18 +36,19 @@ def episodes(
     Args:
       env: the environment's name.
       tasks: task and group names, comma-separated.
-      split: ``train`` or ``test``.
+      split: one of the environment's, e.g. ``train`` or ``test``.
       seed: of every episode.
       videos: whether to keep the frames of each task's first episode.
 
     Raises:
       UserError: a task or split that does not exist.
     """
-    if split not in envs.SPLITS:
-        raise UserError(f"--split={split}: no such split; {nearest(split, envs.SPLITS)}")
+    splits = envs.splits(env)
+    if split not in splits:
+        raise UserError(f"--split={split}: no such split of {env}; {nearest(split, splits)}")
     found = []
     for task in envs.select_tasks(env, tasks):
-        jobs = [Job(task, c, seed) for c in envs.SPLITS[split]]
+        jobs = [Job(task, c, seed) for c in splits[split]]
         found += [
             Episode(job, frames=[] if videos and i == 0 else None) for i, job in enumerate(jobs)
         ]
@@ -67,12 +68,14 @@ def play(
     seen: EnvObservation = {
         "images": {camera: np.zeros(shape, np.uint8) for camera in spec.cameras},
         "proprio": np.zeros((slots, len(spec.proprio_names)), np.float32),
+        "instruction": np.full(slots, "", object),
     }
 
     def store(places: Sequence[int], new: EnvObservation) -> None:
         for camera, frames in new["images"].items():
             seen["images"][camera][places] = frames
         seen["proprio"][places] = new["proprio"]
+        seen["instruction"][places] = new["instruction"]
 
     waiting = deque(todo)
     playing: dict[int, Episode] = {}

@@ -132,6 +132,7 @@ def _stack(observations: Sequence[EnvObservation]) -> EnvObservation:
             for camera in cameras
         },
         "proprio": np.stack([observation["proprio"] for observation in observations]),
+        "instruction": np.stack([observation["instruction"] for observation in observations]),
     }
 
 

@@ -206,9 +206,9 @@ def test_an_episode_that_never_succeeded_is_reported_and_left_out(
     assert f"left out, no success in {attempts} attempts: handle-press-v3, episode 0" in printed
 
 
-@given(st.integers(2, 300))
-def test_held_out_configurations_are_in_no_training_episode(episodes: int) -> None:
-    number = len(envs.SPLITS["train"])
+@given(st.sampled_from(sorted(envs.ENVS)), st.integers(2, 3000))
+def test_held_out_configurations_are_in_no_training_episode(env: str, episodes: int) -> None:
+    number = len(envs.splits(env)["train"])
     val = {i % number for i in range(episodes) if is_val(i, episodes)}
     train = {i % number for i in range(episodes) if not is_val(i, episodes)}
     assert val and train and not val & train

@@ -36,7 +36,8 @@ def test_an_environment_that_does_not_exist_is_an_error_with_the_nearest() -> No
 
 
 def test_the_splits_are_disjoint_and_cover_the_configurations() -> None:
-    assert sorted([*envs.SPLITS["train"], *envs.SPLITS["test"]]) == list(range(50))
+    splits = envs.splits("metaworld")
+    assert sorted([*splits["train"], *splits["test"]]) == list(range(50))
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))

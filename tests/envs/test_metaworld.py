@@ -36,7 +36,8 @@ class OneEnv:
 
 def first(batched: EnvObservation) -> EnvObservation:
     images = {camera: images[0] for camera, images in batched["images"].items()}
-    return {"images": images, "proprio": batched["proprio"][0]}
+    proprio, instruction = batched["proprio"][0], np.array(batched["instruction"][0])
+    return {"images": images, "proprio": proprio, "instruction": instruction}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_observations_are_as_the_spec_says(env: OneEnv) -> None:
     assert observation["images"]["corner4"].dtype == np.uint8
     assert observation["proprio"].shape == (4,)
     assert observation["proprio"].dtype == np.float32
+    assert observation["instruction"] == envs.instructions("metaworld")["reach-v3"]
 
 
 def test_the_picture_is_upright_and_not_mirrored(env: OneEnv) -> None:

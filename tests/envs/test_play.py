@@ -2,14 +2,14 @@
 
 import pytest
 
-from mllm_act.envs import SPLITS, play
+from mllm_act.envs import play
 from mllm_act.errors import UserError
 
 
 def test_every_configuration_of_every_task_is_there_once() -> None:
     found = play.episodes("metaworld", "reach-v3,push-v3", "test", seed=5, videos=True)
     jobs = [tuple(episode.job) for episode in found]
-    assert jobs == [(task, c, 5) for task in ("reach-v3", "push-v3") for c in SPLITS["test"]]
+    assert jobs == [(task, c, 5) for task in ("reach-v3", "push-v3") for c in range(40, 50)]
     filmed = [episode.job.task for episode in found if episode.frames is not None]
     assert filmed == ["reach-v3", "push-v3"]
 

@@ -1,0 +1,1 @@
+"""BabyAI demonstrations as a TFDS dataset."""
