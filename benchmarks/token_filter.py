@@ -49,7 +49,7 @@ def loop(
     positions = jnp.full((1, 1), PAST, jnp.int32)
     seen = jnp.ones((1, 1, PAST + 1), bool)
 
-    def step(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, node, _ = carry
         hidden, _ = language(x, positions, seen, past=cache)
         logits = jnp.matmul(hidden[:, 0], rows.T, preferred_element_type=jnp.float32)

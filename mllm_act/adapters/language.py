@@ -65,8 +65,10 @@ class Language(Discrete):
         return lent
 
     def encode(self, action: Float[Array, "... 1"]) -> Int[Array, "... M"]:
-        """See ``Adapter.encode``."""
-        return jnp.asarray(self.trie.sequences, jnp.int32)[self.to_index(action)]
+        """See ``Adapter.encode``; -1, whose loss is infinite, for an action that is not in the list."""
+        table = jnp.asarray(self.trie.sequences, jnp.int32)
+        rows = table.at[self.to_index(action)]
+        return rows.get(mode="fill", fill_value=-1, wrap_negative_indices=False)
 
     def decode(self, tokens: Int[Array, "... M"]) -> Float[Array, "... 1"]:
         """See ``Adapter.decode``; -1 for tokens that are no action's, which ``sample`` never gives."""

@@ -129,6 +129,14 @@ def test_masked_steps_do_not_count_and_the_loss_is_the_mean_log_probability() ->
     assert sorted(metrics) == [f"token_accuracy_{j}" for j in range(3)]
 
 
+def test_an_action_that_is_in_no_list_is_not_taken_for_another() -> None:
+    adapter = language([(1,), (1, 2), (3, 4)]).with_rows(*rows(0))
+    tokens = adapter.encode(jnp.array([[[3.0], [-1.0]]]))
+    assert (tokens == -1).all() and (adapter.decode(tokens) == -1).all()
+    hidden = jnp.ones((1, 2, 2, D))
+    assert adapter.loss(hidden, tokens, jnp.ones((1, 2), bool), jnp.zeros((1, 2, 0)))[0] == jnp.inf
+
+
 def test_in_bfloat16_logits_are_summed_in_float32() -> None:
     """The hidden state and the rows are rounded, the logits are not: they would tie."""
     adapter = language([(0,), (1,), (2,), (3,), (4,)])
