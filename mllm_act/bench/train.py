@@ -21,6 +21,7 @@ from mllm_act.batch import Batch
 from mllm_act.bench import flops, synthetic, trace
 from mllm_act.models import presets
 from mllm_act.models.layers import unstack
+from mllm_act.training import memory
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +57,15 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     graph, trained, frozen = synthetic.initialize(
         synthetic.maker(config, flags.tokens), trained_rules
     )
+    estimated = memory.estimate(
+        config,
+        trained,
+        frozen,
+        flags.batch_size,
+        flags.context,
+        flags.prompt_tokens,
+        flags.tokens,
+    )
     frozen = frozen if flags.scan else unstack(frozen, backward=True)
     batch = synthetic.batch(config, flags.batch_size, flags.context, flags.prompt_tokens)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4))
@@ -75,13 +85,13 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     started = time.perf_counter()
     compiled = jax.jit(update, donate_argnums=0).lower(state, frozen, batch, key).compile()
     compiling = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    assert memory is not None
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
     needed = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
+        analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
     )
 
     losses = []
@@ -115,6 +125,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         "tflop_per_s": round(operations / seconds / 1e12, 1),
         "tflop": round(operations / 1e12, 2),
         "memory_gib": round(needed / 2**30, 2),
+        "estimated_gib": round(sum(estimated.values()) / 2**30, 2),
         "compile_s": round(compiling, 1),
         "losses": losses,
         "device": jax.devices()[0].device_kind,
