@@ -4,12 +4,21 @@ import difflib
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from absl import logging
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one complete line; programs print it and exit 1."""
+
+
+def expect_new(out: Path) -> None:
+    """Raises UserError if a folder that is to be made exists."""
+    if out.exists():
+        raise UserError(
+            f"--out={out}: expected a folder that does not exist, found one; remove it or name another"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

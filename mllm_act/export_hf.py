@@ -28,7 +28,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from mllm_act import network as networks
-from mllm_act.errors import UserError, run
+from mllm_act.errors import UserError, expect_new, run
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Statistics
 from mllm_act.training import checkpoint, frozen, rules
@@ -116,10 +116,9 @@ def _on_host(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _hub_id(sources: Sequence[Mapping[str, str | None]]) -> str | None:
-    """The first source, where it is one of the hub: its revision is a commit."""
-    for source in sources[:1]:
-        if re.fullmatch("[0-9a-f]{40}", source["revision"] or ""):
-            return str(source["source"]).partition("@")[0]
+    """The source, where it is one alone, of the hub: its revision is a commit."""
+    if len(sources) == 1 and re.fullmatch("[0-9a-f]{40}", sources[0]["revision"] or ""):
+        return str(sources[0]["source"]).partition("@")[0]
     return None
 
 
@@ -135,10 +134,7 @@ def export_model(model: Model, out: Path, lora: bool, shard: int = export.SHARD)
     Raises:
       UserError: if ``out`` exists, or there is no LoRA to export, or LLaVA's tokenizer has no ``<image>``.
     """
-    if out.exists():
-        raise UserError(
-            f"--out={out}: expected a folder that does not exist, found one; remove it or name another"
-        )
+    expect_new(out)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -147,7 +143,7 @@ def export_model(model: Model, out: Path, lora: bool, shard: int = export.SHARD)
         else:
             token = _image_token(model) if export.is_llava(model.config) else 0
             export.write(partial, model.config, model.mllm, model.tokenizer, token, shard)
-        rest = export.rest(model.config, model.mllm)
+        rest = export.rest(model.config, model.mllm, projector=not lora)
         export.write_rest(partial, rest | model.adapter)
         partial.rename(out)
     finally:
@@ -178,6 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--lora", action="store_true", help="LoRA's factors alone, for peft")
     arguments = parser.parse_args()
+    expect_new(arguments.out)
     imported = (arguments.checkpoint / folder.WEIGHTS).exists()
     model = from_folder(arguments.checkpoint) if imported else from_run(arguments.checkpoint)
     export_model(model, arguments.out, arguments.lora)

@@ -13,7 +13,7 @@ Training reads the new folder a layer at a time, straight to where the mesh want
 import argparse
 from pathlib import Path
 
-from mllm_act.errors import UserError, run
+from mllm_act.errors import UserError, expect_new, run
 from mllm_act.models import presets
 from mllm_act.weights import gguf, huggingface, onnx
 from mllm_act.weights.convert import convert
@@ -58,6 +58,7 @@ def main() -> None:
             f"--preset={arguments.preset}: expected one that starts from pretrained weights, found one that is "
             "trained from scratch"
         )
+    expect_new(arguments.out)  # before anything is downloaded
     sources = [open_source(name) for name in arguments.source]
     convert(preset.model, sources, arguments.out, arguments.dtype)
     print(f"{arguments.out}: {', '.join(arguments.source)}")

@@ -5,6 +5,7 @@ every checkpoint, so that acting needs no config file, and no preset either, whi
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -
     """
     set_here = {key: config[key] for key in ("weights", "remat") if config[key]}
     if config.bridge:
-        set_here["bridge"] = tuple(config.bridge.split(","))
+        set_here["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
     model = dataclasses.replace(model, cameras=cameras, history=config.history, **set_here)
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:
@@ -100,6 +101,8 @@ def _checked(lora: LoRA) -> LoRA:
     """Raises UserError if LoRA's numbers cannot be; the model looks at the pattern."""
     if lora.rank < 1:
         raise UserError(f"config.lora.rank: expected at least 1, found {lora.rank}")
+    if not 0 < lora.alpha < math.inf:
+        raise UserError(f"config.lora.alpha: expected a positive number, found {lora.alpha}")
     if not 0 <= lora.dropout < 1:
         raise UserError(
             f"config.lora.dropout: expected at least 0 and below 1, found {lora.dropout}"

@@ -126,11 +126,22 @@ class Policy:
           UserError: if a camera the policy sees is missing, something has another dtype or shape, or an instruction is
             too long for the model.
         """
+        first, proprio = np.asarray(first), np.asarray(proprio)
+        if first.dtype != bool or first.shape != memory.count.shape or not len(first):
+            raise UserError(
+                f"first: expected bool{list(memory.count.shape)}, one for each episode of the memory, found "
+                f"{first.dtype}{list(first.shape)}"
+            )
         batch, proprios = len(first), len(self.meta["statistics"]["proprio"]["mean"])
         for camera in self._cameras:
-            image = images.get(camera)
+            image = None if camera not in images else np.asarray(images[camera])
             fits = image is not None and image.dtype == np.uint8 and image.ndim == 4
-            if image is None or not fits or (len(image), image.shape[-1]) != (batch, 3):
+            if (
+                image is None
+                or not fits
+                or (len(image), image.shape[-1]) != (batch, 3)
+                or not image.size
+            ):
                 found = (
                     f"{image.dtype}{list(image.shape)}"
                     if image is not None
@@ -139,6 +150,12 @@ class Policy:
                 raise UserError(
                     f"images[{camera!r}]: expected uint8[{batch}, H, W, 3] in RGB, found {found}; convert it"
                 )
+        if isinstance(instructions, str) or not all(isinstance(one, str) for one in instructions):
+            raise UserError(
+                "instructions: expected a sentence for each episode, in a list; found something else"
+            )
+        if not np.issubdtype(proprio.dtype, np.number) or not np.isfinite(proprio).all():
+            raise UserError(f"proprio: expected finite numbers, found {proprio}")
         if proprio.shape != (batch, proprios) or len(instructions) != batch:
             raise UserError(
                 f"expected proprio[{batch}, {proprios}] and {batch} instructions for {batch} episodes, found "

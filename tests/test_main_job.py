@@ -224,6 +224,30 @@ def test_wrong_images_are_refused(home: Path) -> None:
             policy.act(images, np.zeros((1, 4)), [""], np.array([True]), policy.start(1))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"first": np.array([1])}, r"first: expected bool\[1\]"),
+        ({"first": np.array([True, False])}, r"first: expected bool\[1\]"),
+        ({"instructions": "x"}, "instructions: expected a sentence for each episode"),
+        ({"instructions": [3]}, "instructions: expected a sentence for each episode"),
+        ({"instructions": ["", ""]}, "1 instructions for 1 episodes"),
+        ({"proprio": np.full((1, 4), np.nan)}, "proprio: expected finite numbers"),
+        ({"proprio": np.zeros((1, 3))}, r"expected proprio\[1, 4\]"),
+    ],
+)
+def test_wrong_inputs_are_refused(home: Path, wrong: dict[str, Any], message: str) -> None:
+    policy = Policy.load(home / "policy")
+    right = {
+        "images": {"corner4": np.zeros((1, 8, 8, 3), np.uint8)},
+        "proprio": np.zeros((1, 4), np.float32),
+        "instructions": [""],
+        "first": np.array([True]),
+    }
+    with pytest.raises(UserError, match=message):
+        policy.act(**(right | wrong), memory=policy.start(1))
+
+
 def test_a_tokenizers_folder_is_no_policy(home: Path) -> None:
     with pytest.raises(UserError, match="expected 'network'"):
         Policy.load(home / "tokenizer")

@@ -283,6 +283,7 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ),
         ({"lora.targets": "q("}, "lora.targets: expected a regular expression"),
         ({"lora.rank": 0}, "config.lora.rank: expected at least 1"),
+        ({"lora.alpha": -1.0}, "config.lora.alpha: expected a positive number"),
         ({"lora.dropout": 1.0}, "config.lora.dropout"),
         (
             {"prompt_tokens": 4085},

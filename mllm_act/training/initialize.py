@@ -45,6 +45,9 @@ def parameters(
         arrays |= _read(pretrained, wanted, model)
         arrays |= _action_rows(arrays, wanted, model)
     fresh = wanted.keys() - arrays.keys()
+    if pretrained is not None:
+        groups = {"/".join(path.split("/")[:3]) for path in fresh}
+        print(f"From {pretrained}, but for what starts at random: {', '.join(sorted(groups))}")
 
     def random() -> dict[str, jax.Array]:
         named = rules.flatten(nnx.state(make()))

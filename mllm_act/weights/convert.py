@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mllm_act.errors import UserError
+from mllm_act.errors import UserError, expect_new
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import configs, folder, names, safetensors, shapes
 from mllm_act.weights.tensors import Source, Tensor
@@ -34,10 +34,7 @@ def convert(
       UserError: if a source is of another model; if tensors are missing, extra or of another shape (all of them are
         listed); or if ``out`` exists.
     """
-    if out.exists():
-        raise UserError(
-            f"--out={out}: expected a folder that does not exist, found one; remove it or name another"
-        )
+    expect_new(out)
     for source in sources:
         configs.check(source.config, config, source.where)
     found = _match(config, sources)

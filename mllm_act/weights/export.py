@@ -78,9 +78,14 @@ def write(
     _preprocessor(out / "vision", config)
 
 
-def rest(config: MLLMConfig, arrays: Arrays) -> dict[str, Tensor]:
-    """Returns the arrays that ``write`` leaves out: all but vision encoder, language model and LLaVA's projector."""
-    inside = ("vision/", "language/") + (("bridge/projector/",) if is_llava(config) else ())
+def rest(config: MLLMConfig, arrays: Arrays, *, projector: bool) -> dict[str, Tensor]:
+    """Returns the arrays that have no place in Hugging Face's formats: all but vision encoder and language model.
+
+    ``projector`` says whether LLaVA's projector was written there.
+    """
+    inside = ("vision/", "language/") + (
+        ("bridge/projector/",) if projector and is_llava(config) else ()
+    )
     return {path: tensor for path, tensor in arrays.items() if not path.startswith(inside)}
 
 

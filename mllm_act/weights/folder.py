@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mllm_act.errors import UserError
 from mllm_act.models import float8
+from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import safetensors
 from mllm_act.weights.place import Layers, place, place_float8, place_layers
 from mllm_act.weights.tensors import Tensor
@@ -81,15 +82,25 @@ def meta(folder: Path) -> dict[str, Any]:
     """Returns a folder's ``meta.json``: ``config`` (an ``MLLMConfig``'s fields) and ``sources``.
 
     Raises:
-      UserError: if there is no such folder.
+      UserError: if there is no such folder, or it is not whole.
     """
-    path = Path(folder) / META
-    if not path.is_file():
+    mend = (
+        "make it with make pretrained, or with python -m mllm_act.import_hf --preset=NAME "
+        f"--source=FOLDER_OR_HUB_ID --out={folder}"
+    )
+    missing = [name for name in (META, WEIGHTS, TOKENIZER) if not (Path(folder) / name).is_file()]
+    if missing:
         raise UserError(
-            f"{folder}: expected a folder of pretrained weights, found none there; make it with make pretrained, or "
-            f"with python -m mllm_act.import_hf --preset=NAME --source=FOLDER_OR_HUB_ID --out={folder}"
+            f"{folder}: expected a folder of pretrained weights, found no {', '.join(missing)} there; {mend}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
+        MLLMConfig.from_dict(found["config"])
+        return {"config": found["config"], "sources": found["sources"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/{META}: expected a whole config and its sources, found {error!r}; {mend}"
+        ) from error
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

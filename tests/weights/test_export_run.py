@@ -83,6 +83,10 @@ def test_a_policy_as_llava_with_what_is_its_own_beside_and_its_lora_on_the_base(
 
     model = export_hf.from_run(workdir / "checkpoints" / "7")
     export_hf.export_model(model, tmp_path / "lora", lora=True)
+    trained = {path.removeprefix("mllm/") for path in arrays if "mllm/bridge/projector/" in path}
+    assert trained  # peft's format has no place for it
+    with_lora = safetensors.read(tmp_path / "lora" / "mllm_act.safetensors")
+    assert with_lora.keys() == beside.keys() | trained
     peft = pytest.importorskip("peft")
     found = peft.PeftConfig.from_pretrained(tmp_path / "lora")
     assert found.base_model_name_or_path == "owner/model"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     kinds = {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
     safetensors.write(path / folder.WEIGHTS, kinds, arrays.items())
-    (path / folder.META).write_text(json.dumps({"config": dataclasses.asdict(config())}))
+    meta = {"config": dataclasses.asdict(config()), "sources": []}
+    (path / folder.META).write_text(json.dumps(meta))
+    (path / folder.TOKENIZER).write_text("{}")
     return path
 
 
@@ -104,6 +107,23 @@ def test_no_folder(tmp_path: Path) -> None:
             UserError, match="expected a folder of pretrained weights.*make pretrained"
         ):
             ask(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "weights.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("kept", [None, 50])
+def test_a_folder_that_is_not_whole(
+    made: Path, tmp_path: Path, name: str, kept: int | None
+) -> None:
+    shutil.copytree(made, tmp_path / "cut")
+    file = tmp_path / "cut" / name
+    whole = file.read_bytes()
+    file.unlink()
+    if (
+        kept is not None and name != "tokenizer.json"
+    ):  # whose text is the tokenizer library's to read
+        file.write_bytes(whole[:kept])
+    with pytest.raises(UserError, match="cut"):
+        folder.load(tmp_path / "cut", {})
 
 
 CHILD = """
