@@ -5,9 +5,8 @@ import sys
 
 from mllm_act.errors import UserError, nearest, run
 
-BENCHES = {
-    name: f"mllm_act.bench.{name}" for name in ("data", "train", "act")
-}  # name -> module with a main(argv)
+# name -> module with a main(argv)
+BENCHES = {name: f"mllm_act.bench.{name}" for name in ("data", "train", "act")}
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def for_acting(mllm: MLLM) -> MLLM:
 
     Returns:
       A model whose hidden states are those of the one given without dropout, up to rounding: in bfloat16 the sum of a
-      matrix and its update is rounded to three digits, which is noise of the size of an update of 0.2 %.
+      matrix and its update is rounded to 8 bits, which is noise of the size of an update of 0.2 %.
     """
     config = mllm.config
     in_float8, lora = config.weights == "float8", config.language.lora

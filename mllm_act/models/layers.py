@@ -154,7 +154,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
-        # Both sums in one pass over x; in float32 that is exact enough where the mean is within 1,000 deviations of 0.
+        # Both sums in one pass over x; in float32 that is exact enough where the mean is within 100 deviations of 0.
         mean = x32.mean(-1, keepdims=True)
         variance = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
         normal = (x32 - mean) * jax.lax.rsqrt(variance + self.epsilon)
@@ -232,7 +232,7 @@ def unstack(state: nnx.State, *, backward: bool) -> nnx.State:
     """Returns a state in which stacked parameters (those under ``blocks``) are tuples of one array a layer.
 
     ``scan`` then runs the layers unrolled, each matrix read where it lies. XLA copies a layer's matrices out of their
-    stack otherwise, a tenth of a training step on a GPU and most of a decision; it compiles faster, though. Matrices in
+    stack otherwise, a tenth of a training step on a GPU; it compiles faster, though. Matrices in
     float8 are laid out for products, and for gradients where there is to be a ``backward`` pass.
     """
 
