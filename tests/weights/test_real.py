@@ -131,8 +131,12 @@ def test_the_tokenizer_gives_the_ids_of_transformers(made: Path, gguf: dict[str,
     for text in STRINGS:
         same(text)
         assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
-    # Any text, such as control characters that the vocabulary has no bytes for.
-    settings(max_examples=200, deadline=None)(given(st.text(max_size=40))(same))()
+    # Any text, such as control characters that the vocabulary has no bytes for. Numbers other than ASCII's are left out:
+    # SmolLM2 sets each of them apart (`Digits`; llama.cpp's pre-tokenizer `smollm` splits at \p{N}), and Transformers
+    # forgets that when it reads a GGUF file.
+    letters = st.characters(exclude_categories=("N", "Cs"), include_characters="0123456789")
+    settings(max_examples=200, deadline=None)(given(st.text(letters, max_size=40))(same))()
+    assert [ours.id_to_token(i) for i in ours.encode(" ¼").ids] == ["Ġ", "Â¼"]
 
 
 def test_done_again_it_is_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
