@@ -19,6 +19,7 @@ from data_pipelines.rlds import (
 )
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
+from mllm_act.normalization import expect_chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Actions:
     instructions: tuple[str, ...]  # [E], of the first step
     configurations: Int[np.ndarray, " E"]  # int32
     lengths: Int[np.ndarray, " E"]  # int32, steps
+
+    def chunked(self, chunk: int) -> Float[np.ndarray, "n C"]:
+        """Returns of each step its action and the ``chunk`` - 1 that follow in one row, float32[n, chunk * A].
+
+        Time comes first: ``row.reshape(chunk, A)``. Past its end an episode's last action is repeated, as in the
+        pipeline's batches. Host memory: twice the 4 ``chunk`` A bytes a step of the result.
+
+        Raises:
+          UserError: if ``chunk`` is below 1.
+        """
+        expect_chunk(chunk)
+        step, last = np.arange(len(self.action)), np.cumsum(self.lengths)[self.episode] - 1
+        ahead = [self.action[np.minimum(step + further, last)] for further in range(chunk)]
+        return np.concatenate(ahead, axis=1)
 
 
 def read_actions(dataset: Dataset, split: str) -> Actions:

@@ -5,10 +5,14 @@ an epoch. In training the cut starts at a random offset of each episode and epoc
 is seen at every place of a window over the epochs. A window that reaches its episode's end, and one
 that ends at the offset, is shorter: it is padded at its end with zeros and ``mask`` False.
 
+The action of a step is a chunk where ``chunk`` H > 1: its own and the H - 1 that follow in the
+episode, also those beyond the window, in one vector, time first (``action.reshape(H, A)``). Past
+the episode's end its last action is repeated; nothing is masked there.
+
 A batch is a dict of numpy arrays, read-only where they share TensorFlow's memory:
   images       {camera: uint8[B, T, H, W, 3]}  as stored; resizing is the model's, on the device
   proprio      float32[B, T, P]
-  action       float32[B, T, A]                in the environment's own numbers
+  action       float32[B, T, H * A]            in the environment's own numbers
   mask         bool[B, T]
   instruction  object[B] of bytes
   task         object[B] of bytes
@@ -35,6 +39,7 @@ from data_pipelines.episodes import explain, parse, read_actions
 from data_pipelines.rlds import Dataset, Split
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
+from mllm_act.normalization import expect_chunk
 
 FILES_AT_ONCE = 16
 BATCHES_AHEAD = 2
@@ -74,7 +79,14 @@ def _share(split: Split, process_index: int, process_count: int) -> _Share:
     )
 
 
-def _cut(record: tf.Tensor, dataset: Dataset, offset: tf.Tensor, context: int) -> Batch:
+def _chunks(action: tf.Tensor, chunk: int) -> tf.Tensor:
+    """Returns float32[L, H * A] of float32[L, A]; the index stops at the episode's last step."""
+    length, actions = tf.shape(action)[0], action.shape[1]
+    index = tf.range(length)[:, None] + tf.range(chunk)
+    return tf.reshape(tf.gather(action, tf.minimum(index, length - 1)), (-1, chunk * actions))
+
+
+def _cut(record: tf.Tensor, dataset: Dataset, offset: tf.Tensor, context: int, chunk: int) -> Batch:
     """Cuts one stored episode into W windows of encoded images, and checks it."""
     episode = parse(record, dataset)
     length = tf.shape(episode["action"])[0]
@@ -96,7 +108,7 @@ def _cut(record: tf.Tensor, dataset: Dataset, offset: tf.Tensor, context: int) -
             for camera, encoded in episode["images"].items()
         },
         "proprio": numbers(episode["proprio"]),
-        "action": numbers(episode["action"]),
+        "action": numbers(_chunks(episode["action"], chunk)),
         "mask": mask,
         "instruction": tf.fill([count], episode["instruction"][0]),
         "task": tf.fill([count], episode["task"]),
@@ -158,6 +170,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def expect_memory(settings: str, megabytes: float) -> None:
+    """Raises ``UserError`` where ``settings`` need more memory than the host has."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    if megabytes > installed:
+        raise UserError(
+            f"{settings}: expected at most the host's {installed:.0f} MB, found a need of "
+            f"{megabytes:.0f} MB; lower either"
+        )
+
+
 class TrainBatches(Iterator[Batch]):
     """Shuffled batches without end; all processes together read every step once an epoch.
 
@@ -172,6 +194,7 @@ class TrainBatches(Iterator[Batch]):
         batch_size: int,
         context: int,
         seed: int,
+        chunk: int = 1,
         shuffle_mb: int = 256,
         process_index: int = 0,
         process_count: int = 1,
@@ -179,11 +202,13 @@ class TrainBatches(Iterator[Batch]):
         """``batch_size`` is this process's; ``shuffle_mb`` (10^6 bytes) of windows are shuffled.
 
         The buffer's number of windows is ``shuffle_mb`` over the mean size of an encoded window of
-        the first episode of up to 16 files, plus 1 kB of overhead.
+        the first episode of up to 16 files, plus what chunks add to it and 1 kB of overhead.
 
         Raises:
-          UserError: no such split, fewer files than processes, or more memory than the host has.
+          UserError: ``chunk`` below 1, no such split, fewer files than processes, or more memory
+            than the host has.
         """
+        expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
         if len(self._split.files) < process_count:
@@ -194,25 +219,23 @@ class TrainBatches(Iterator[Batch]):
             )
         self._share = _share(self._split, process_index, process_count)
         self._batch_size = batch_size
-        self._context, self._seed, self._shuffle_mb = context, seed, shuffle_mb
+        self._context, self._chunk = context, chunk
+        self._seed, self._shuffle_mb = seed, shuffle_mb
         self._settings: dict[str, Any] = {
             "fingerprint": self._split.fingerprint,
             "context": context,
+            "chunk": chunk,
             "seed": seed,
             "shuffle_mb": shuffle_mb,
             "process_index": process_index,
             "process_count": process_count,
         }
         steps, encoded = _sample(dataset, self._split)
-        window_bytes = encoded / steps * context + _WINDOW_OVERHEAD
+        growth = 1 + 4 * (chunk - 1) * dataset.action_dim * steps / encoded  # by chunks
+        window_bytes = encoded * growth / steps * context + _WINDOW_OVERHEAD
         self.shuffle_windows = max(1, int(shuffle_mb * 1e6 / window_bytes))
-        self.host_memory_mb = self._memory()
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-        if self.host_memory_mb > installed:
-            raise UserError(
-                f"shuffle_mb={shuffle_mb}, batch_size={batch_size}: expected at most the host's "
-                f"{installed:.0f} MB, found a need of {self.host_memory_mb:.0f} MB; lower either"
-            )
+        self.host_memory_mb = self._memory(growth)
+        expect_memory(f"shuffle_mb={shuffle_mb}, batch_size={batch_size}", self.host_memory_mb)
         self._epoch, self._window = 0, 0
         self._iterator: Iterator[Batch] | None = None
 
@@ -243,10 +266,11 @@ class TrainBatches(Iterator[Batch]):
         Raises:
           UserError: the state is of other data, or of another setting that the order depends on.
         """
+        saved = {"chunk": 1, **state}  # one without is of before there were chunks
         for key, found in self._settings.items():
-            if state.get(key) != found:
+            if saved.get(key) != found:
                 raise UserError(
-                    f"data iterator state: {key}: expected {state.get(key)!r} as when it was "
+                    f"data iterator state: {key}: expected {saved.get(key)!r} as when it was "
                     f"saved, found {found!r}; resume with the data and settings of the checkpoint"
                 )
         self._epoch, self._window = int(state["epoch"]), int(state["window"])
@@ -260,7 +284,7 @@ class TrainBatches(Iterator[Batch]):
         def cut(number: tf.Tensor, record: tf.Tensor, epoch_seed: tf.Tensor) -> Batch:
             seed_of_episode = tf.random.experimental.stateless_fold_in(epoch_seed, number)
             offset = tf.random.stateless_uniform((), seed_of_episode, 0, context, tf.int32)
-            return _cut(record, self._dataset, offset, context)
+            return _cut(record, self._dataset, offset, context, self._chunk)
 
         def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -283,14 +307,15 @@ class TrainBatches(Iterator[Batch]):
         epochs = tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
         return _batches(epochs.flat_map(epoch_windows), self._dataset, self._batch_size)
 
-    def _memory(self) -> float:
+    def _memory(self, growth: float) -> float:
         """Megabytes: shuffle buffer, episodes being read (record and its parsed copy), batches."""
         episodes = self._split.num_bytes / sum(self._split.episodes)
         picture = sum(int(np.prod(shape)) for shape in self._dataset.image_shapes.values())
-        batch = self._batch_size * self._context * picture
+        chunk = 4 * self._chunk * self._dataset.action_dim
+        batch = self._batch_size * self._context * (picture + chunk)
         # a batch in the making is there twice: its pictures, and the array they are copied to
         batches = BATCHES_AHEAD + 2 * BATCHES_DECODING + 2
-        reading = 2 * episodes + FILES_AT_ONCE * 2**18
+        reading = 2 * growth * episodes + FILES_AT_ONCE * 2**18
         return self._shuffle_mb + _SLACK_MB + (reading + batches * batch) / 1e6
 
 
@@ -310,15 +335,17 @@ class EvalBatches:
         *,
         batch_size: int,
         context: int,
+        chunk: int = 1,
         windows: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
         """Reads the split once, without images, to count. Raises ``UserError`` as above."""
+        expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
         self._share = _share(self._split, process_index, process_count)
-        self._batch_size, self._context = batch_size, context
+        self._batch_size, self._context, self._chunk = batch_size, context, chunk
         of_episode = -(-read_actions(dataset, split).lengths // context)
         self._every = max(1, int(of_episode.sum()) // windows) if windows else 1
         ends = np.cumsum(self._split.episodes)
@@ -333,7 +360,11 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         windows = (
             tf.data.TFRecordDataset(tf.constant(self._share.files, tf.string))
-            .map(lambda record: _cut(record, self._dataset, tf.constant(0), self._context))
+            .map(
+                lambda record: _cut(
+                    record, self._dataset, tf.constant(0), self._context, self._chunk
+                )
+            )
             .unbatch()
             .shard(self._every, 0)  # every n-th, before anything is decoded
         )

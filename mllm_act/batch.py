@@ -7,6 +7,7 @@ Axes: B batch, T timesteps of context, H W image, P proprioception, A action dim
 * Images are the simulator's or the data set's own pixels, uint8 in [0, 255], RGB, upright. The model resizes and
   normalises them on the device, with the same code in training and acting.
 * ``proprio`` and ``action`` are in the environment's own numbers; normalisation is the policy's business.
+* Where a decision holds H > 1 actions, ``action`` holds those of the step and of the H - 1 after it, one after another.
 * ``prompt`` is padded at its end; ``prompt_mask`` says which of its tokens exist.
 """
 
@@ -35,7 +36,7 @@ class Batch:
     """Windows of demonstrations: what was seen, and what the expert did at each step."""
 
     observation: Observation
-    action: Float[Array, "B T A"]
+    action: Float[Array, "B T H*A"]
 
 
 def check(batch: Batch) -> None:

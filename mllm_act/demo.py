@@ -14,7 +14,6 @@ from pathlib import Path
 
 from mllm_act import report
 from mllm_act.errors import UserError, nearest, run
-from mllm_act.network import ADAPTERS
 
 # Short tasks that an untrained policy fails at: some of Meta-World's (drawer-close, handle-press) succeed by themselves
 # when an arm is left to drift.
@@ -23,6 +22,7 @@ TASKS = (
     "button-press-topdown-v3,coffee-button-v3,"  # press
     "plate-slide-side-v3"  # push
 )
+PAPERS = ("regression", "uniform", "vq", "rvq")  # adapters of continuous actions
 HORIZON = 200  # the experts take 50 to 100 steps; the environment's own limit of 500 would triple the evaluation
 
 
@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--adapters", default="rvq", help="comma-separated, or all (default: rvq)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     args = parser.parse_args()
-    chosen = ADAPTERS if args.adapters == "all" else tuple(args.adapters.split(","))
+    chosen = PAPERS if args.adapters == "all" else tuple(args.adapters.split(","))
     for adapter in chosen:
-        if adapter not in ADAPTERS:
+        if adapter not in PAPERS:
             raise UserError(
-                f"--adapters={args.adapters}: no adapter {adapter!r}; {nearest(adapter, ADAPTERS)}"
+                f"--adapters={args.adapters}: no adapter {adapter!r}; {nearest(adapter, PAPERS)}"
             )
     began, out = time.monotonic(), args.out
     data = out / "data"

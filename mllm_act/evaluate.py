@@ -139,6 +139,13 @@ def arguments() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="simulator processes (default: one a core)",
     )
+    add(
+        "--ensembling",
+        type=float,
+        metavar="DECAY",
+        help="decide at every step and average overlapping chunks of actions, as ACT does with 0.01 "
+        "(default: carry chunks out one after another)",
+    )
     add("--no-videos", action="store_true", help="write no video of each task's first episode")
     add("--out", type=Path, help="output folder (default: RUN/evaluation/SPLIT)")
     return parser
@@ -157,13 +164,8 @@ def main() -> None:
         if getattr(args, key) < 1:
             raise UserError(f"--{key}: expected at least 1, found {getattr(args, key)}")
     workdir, _ = checkpoint.find(args.checkpoint)
-    policy = Policy.load(args.checkpoint)
-    trained_on = policy.meta["dataset"]
-    if trained_on["name"] != args.env:
-        raise UserError(
-            f"--env={args.env}: expected {trained_on['name']!r}, which {args.checkpoint} was trained on; "
-            "evaluate it there"
-        )
+    policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
+    trained_on = policy.meta["dataset"][args.env]
     episodes = play.episodes(
         args.env,
         args.tasks or ",".join(trained_on["tasks"]),
@@ -181,8 +183,8 @@ def main() -> None:
         rows = summarize(episodes)
         summary = {
             "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
-            "adapter": policy.meta["network"]["adapter"], "split": args.split, "seed": args.seed,
-            "horizon": horizon, "envs": args.envs, "tasks": rows,
+            "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
+            "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs, "tasks": rows,
         }  # fmt: skip
         write_results(Path(scratch), episodes, rows, summary)
         publish(Path(scratch), out)

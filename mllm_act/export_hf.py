@@ -88,7 +88,7 @@ def from_run(path: Path) -> Model:
                 "it; pass the workdir of mllm_act.train"
             )
         description = networks.Description.from_dict(meta["network"])
-        statistics = Statistics.from_dict(meta["statistics"])
+        statistics = {name: Statistics.from_dict(one) for name, one in meta["statistics"].items()}
         network = nnx.eval_shape(lambda: networks.build(description, statistics, nnx.Rngs(0)))
         _, *parts = rules.split(network, description.trained)
         trained, still = (_on_host(rules.flatten(part)) for part in parts)
@@ -99,7 +99,8 @@ def from_run(path: Path) -> Model:
     }
     beside = {p: tensor(a) for p, a in arrays.items() if not p.startswith("mllm/")}
     base = _hub_id(meta.get("pretrained") or [])
-    return Model(description.model, inside, beside, meta["prompt"]["tokenizer_json"], base)
+    prompt = next(iter(meta["prompt"].values()))  # they share their tokenizer
+    return Model(description.model, inside, beside, prompt["tokenizer_json"], base)
 
 
 def tensor(array: jax.Array) -> Tensor:

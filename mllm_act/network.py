@@ -1,7 +1,8 @@
-"""A policy's network: a multimodal language model and an action space adapter, put together.
+"""A policy's network: a multimodal language model, and an action space adapter for each embodiment, put together.
 
-A ``Description`` says in plain JSON what a network is made of, and ``build`` makes it from that: the description is in
-every checkpoint, so that acting needs no config file, and no preset either, which may change.
+An embodiment is a body with its actions: an environment's robot. One model may serve several, each through an adapter
+of its own. A ``Description`` says in plain JSON what a network is made of, and ``build`` makes it from that: the
+description is in every checkpoint, so that acting needs no config file, and no preset either, which may change.
 """
 
 import dataclasses
@@ -15,16 +16,64 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
+from mllm_act.adapters import (
+    Adapter,
+    Categorical,
+    Fast,
+    Language,
+    Regression,
+    Uniform,
+    VectorQuantized,
+)
 from mllm_act.batch import Batch
 from mllm_act.errors import UserError, nearest
+from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.presets import Rules
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.tokenizer import kinds
+from mllm_act.tokenizer.fast import FastTokenizer
 
-ADAPTERS = ("regression", "uniform", "vq", "rvq")
+CONTINUOUS = ("regression", "uniform", "vq", "rvq", "fast")
+DISCRETE = ("categorical", "semlang", "lang")
+ADAPTERS = CONTINUOUS + DISCRETE
+TOKENIZED = ("vq", "rvq", "fast")  # those that need a tokenizer of stage one
+
+
+@dataclasses.dataclass(frozen=True)
+class Embodiment:
+    """What one embodiment adds to the model.
+
+    Attributes:
+      adapter: one of ``ADAPTERS``.
+      cameras: whose images the model sees of it, in alphabetical order.
+      context: T, the steps of a window.
+      chunk: H, how many actions one decision holds.
+      hidden: width of the MLP of ``regression`` and ``categorical``.
+      bins: the uniform adapter's bins a dimension.
+      tokenizer: the sizes of the tokenizer of an adapter in ``TOKENIZED``; None for the others.
+      actions: the names of discrete actions, in the environment's order.
+      sequences: the token ids of each of them for ``semlang`` and ``lang``.
+      end: the token that fills shorter sequences up.
+    """
+
+    adapter: str
+    cameras: tuple[str, ...]
+    context: int
+    chunk: int
+    hidden: int
+    bins: int
+    tokenizer: dict[str, Any] | None
+    actions: tuple[str, ...] = ()
+    sequences: tuple[tuple[int, ...], ...] = ()
+    end: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Embodiment":
+        """Makes an embodiment from its JSON form, which ``dataclasses.asdict`` gives."""
+        texts = {key: tuple(values[key]) for key in ("cameras", "actions")}
+        return cls(**{**values, **texts, "sequences": tuple(map(tuple, values["sequences"]))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,23 +82,15 @@ class Description:
 
     Attributes:
       preset: the name that ``model`` and ``trained`` came from; for information.
-      model: all sizes of the model, the cameras it sees, its history.
+      model: all sizes of the model, its history.
       trained: which parameters are trained; see ``training.rules``.
-      adapter: one of ``ADAPTERS``.
-      context: T, the steps of a window.
-      hidden: width of the regression adapter's MLP.
-      bins: the uniform adapter's bins a dimension.
-      tokenizer: the sizes of the VQ adapters' tokenizer; None for the others.
+      embodiments: by the name of their environment.
     """
 
     preset: str
     model: MLLMConfig
     trained: Rules
-    adapter: str
-    context: int
-    hidden: int
-    bins: int
-    tokenizer: dict[str, Any] | None
+    embodiments: Mapping[str, Embodiment]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Description":
@@ -61,7 +102,10 @@ class Description:
         try:
             model = MLLMConfig.from_dict(values["model"])
             trained = tuple((str(pattern), bool(moves)) for pattern, moves in values["trained"])
-            return cls(**{**values, "model": model, "trained": trained})
+            bodies = {
+                name: Embodiment.from_dict(one) for name, one in values["embodiments"].items()
+            }
+            return cls(**{**values, "model": model, "trained": trained, "embodiments": bodies})
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"network: expected the description of a network as this version of mllm_act writes it, found another "
@@ -69,14 +113,13 @@ class Description:
             ) from error
 
 
-def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -> MLLMConfig:
+def configure(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
     """Puts what a training config says of the model into a preset's sizes; what it leaves open stays the preset's.
 
     Args:
       model: the preset's.
       config: ``history``, ``bridge``, ``weights``, ``remat``, and ``lora`` with ``targets``, ``rank``, ``alpha`` and
         ``dropout``; text that is empty and numbers that are None leave things open.
-      cameras: those of the data set.
 
     Raises:
       UserError: if LoRA's numbers cannot be. The model itself looks at choices and patterns.
@@ -84,7 +127,7 @@ def configure(model: MLLMConfig, config: ConfigDict, cameras: tuple[str, ...]) -
     set_here = {key: config[key] for key in ("weights", "remat") if config[key]}
     if config.bridge:
         set_here["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
-    model = dataclasses.replace(model, cameras=cameras, history=config.history, **set_here)
+    model = dataclasses.replace(model, history=config.history, **set_here)
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:
         return model
@@ -111,24 +154,32 @@ def _checked(lora: LoRA) -> LoRA:
 
 
 class PolicyNetwork(nnx.Module):
-    """Observations to actions; everything that has parameters."""
+    """Everything that has parameters: one model, and the adapter of each embodiment by name."""
 
-    def __init__(self, mllm: MLLM, adapter: Adapter) -> None:
-        self.mllm, self.adapter = mllm, adapter
+    def __init__(self, mllm: MLLM, adapters: Mapping[str, Adapter]) -> None:
+        self.mllm, self.adapters = mllm, nnx.Dict(adapters)
 
-    @property
-    def _fed(self) -> int:
-        """F, how many of an action's tokens are fed back in training; the last one only if later steps see it."""
-        tokens = self.adapter.tokens_per_action
-        return tokens - 1 if self.mllm.config.history == "observations" else tokens
+    def embodied(self, name: str) -> "Embodied":
+        """Returns the model with one embodiment's adapter."""
+        return Embodied(self.mllm, self.adapters[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Embodied:
+    """Observations to actions, for one embodiment."""
+
+    mllm: MLLM
+    adapter: Adapter
 
     def loss(
         self, batch: Batch, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the adapter's loss over every step of the windows in one pass; ``key`` turns dropout on."""
-        seen, adapter = batch.observation, self.adapter
+        seen, adapter = batch.observation, self._with_rows()
         tokens = jax.lax.stop_gradient(adapter.encode(batch.action))
-        fed = adapter.embed(tokens)[..., : self._fed, :]
+        # The last token is fed back only if later steps see it.
+        past_is_seen = self.mllm.config.history == "observations_and_actions"
+        fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not past_is_seen), :]
         latents = self.mllm.latents(seen.images)
         hidden = self.mllm(seen.prompt, seen.prompt_mask, latents, seen.mask, fed, key=key)
         hidden = hidden[..., : adapter.tokens_per_action, :]
@@ -160,52 +211,84 @@ class PolicyNetwork(nnx.Module):
         Returns:
           The tokens; ``adapter.decode`` makes the action of them.
         """
-        fed = self.adapter.embed(past)
+        adapter = self._with_rows()
+        fed = adapter.embed(past)
         if self.mllm.config.history == "observations":
             fed = fed[..., :0, :]
         hidden, state = self.mllm.prefill(prompt, prompt_mask, latents, step_mask, fed)
-        proprio = self.adapter.statistics.normalize_proprio(proprio)
-        return self.adapter.sample(hidden, proprio, self.mllm.extend, state, key)
+        proprio = adapter.statistics.normalize_proprio(proprio)
+        return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
+
+    def _with_rows(self) -> Adapter:
+        language = self.mllm.language
+        head = language.embedding if language.head is None else language.head
+        return self.adapter.with_rows(language.embedding[...], head[...])
 
 
-def build(description: Description, statistics: Statistics, rngs: nnx.Rngs) -> PolicyNetwork:
+def build(
+    description: Description, statistics: Mapping[str, Statistics], rngs: nnx.Rngs
+) -> PolicyNetwork:
     """Makes a network with fresh parameters; under ``nnx.eval_shape`` with abstract ones.
 
+    Args:
+      description: what of.
+      statistics: each embodiment's, of single actions.
+      rngs: the source of random parameters.
+
     Raises:
-      UserError: if the adapter or a choice of the model does not exist.
+      UserError: if the adapter or a choice of the model does not exist, or the adapter cannot be made of what it is
+        given.
     """
     mllm = MLLM(description.model, rngs)
-    first_token = description.model.language.action_tokens
-    adapter: Adapter
-    if description.adapter == "regression":
-        adapter = Regression(
-            statistics, mllm.width, len(statistics.proprio.mean), description.hidden, rngs
-        )
-    elif description.adapter == "uniform":
-        adapter = Uniform(statistics, mllm.width, first_token, description.bins, rngs)
-    elif description.adapter in ("vq", "rvq"):
-        assert description.tokenizer is not None
-        tokenizer = ActionTokenizer(TokenizerConfig(**description.tokenizer), rngs=rngs)
-        adapter = VectorQuantized(statistics, mllm.width, first_token, tokenizer, rngs)
-    else:
-        raise UserError(
-            f"adapter: expected one of {', '.join(ADAPTERS)}, found {description.adapter!r}; "
-            + nearest(description.adapter, ADAPTERS)
-        )
-    rows = description.model.language.vocabulary - first_token
-    if adapter.codes > rows:
-        raise UserError(
-            f"adapter: expected at most {rows} codes, the reserved rows of preset {description.preset!r}, found "
-            f"{adapter.codes}"
-        )
-    return PolicyNetwork(mllm, adapter)
+    adapters = {}
+    for name, embodiment in description.embodiments.items():
+        if embodiment.chunk > 1 and description.model.history != "observations":
+            raise UserError(
+                f"config.history: expected observations with chunks of {embodiment.chunk} actions, found "
+                f"{description.model.history!r}: a step that carries on with a chunk decides nothing later ones could "
+                "see; set one of the two back"
+            )
+        language = description.model.language
+        rows = language.vocabulary - language.action_tokens
+        adapter = _adapter(embodiment, language, statistics[name].chunked(embodiment.chunk), rngs)
+        if adapter.codes > rows:
+            raise UserError(
+                f"adapter: expected at most {rows} codes, the reserved rows of preset {description.preset!r}, found "
+                f"{adapter.codes}"
+            )
+        adapters[name] = adapter
+    return PolicyNetwork(mllm, adapters)
 
 
-def longest_prompt(network: PolicyNetwork, context: int) -> int:
-    """Returns how many tokens a prompt may have, so that ``context`` steps after it fit the model's positions."""
-    model = network.mllm.config
-    step = model.latents_per_image * len(model.cameras) + network.adapter.tokens_per_action
-    return model.language.context - context * step
+def _adapter(
+    embodiment: Embodiment, language: LanguageConfig, statistics: Statistics, rngs: nnx.Rngs
+) -> Adapter:
+    kind, width, first = embodiment.adapter, language.width, language.action_tokens
+    if kind == "regression":
+        proprio = len(statistics.proprio.mean)
+        return Regression(statistics, width, proprio, embodiment.hidden, rngs)
+    if kind == "uniform":
+        return Uniform(statistics, width, first, embodiment.bins, rngs)
+    if kind in TOKENIZED:
+        assert embodiment.tokenizer is not None
+        tokenizer = kinds.make(embodiment.tokenizer, rngs)
+        if isinstance(tokenizer, FastTokenizer):
+            return Fast(statistics, width, first, tokenizer, rngs)
+        return VectorQuantized(statistics, width, first, tokenizer, rngs)
+    if kind == "categorical":
+        return Categorical(statistics, embodiment.actions, width, embodiment.hidden, rngs)
+    if kind in ("semlang", "lang"):
+        words = embodiment.sequences, embodiment.end, language.vocabulary
+        return Language(statistics, embodiment.actions, *words)
+    raise UserError(
+        f"adapter: expected one of {', '.join(ADAPTERS)}, found {kind!r}; {nearest(kind, ADAPTERS)}"
+    )
+
+
+def longest_prompt(model: MLLMConfig, embodiment: Embodiment, tokens_per_action: int) -> int:
+    """Returns how many tokens a prompt may have, so that the steps after it fit the model's positions."""
+    step = model.latents_per_image * len(embodiment.cameras) + tokens_per_action
+    return model.language.context - embodiment.context * step
 
 
 def empty_tokens(adapter: Adapter, batch: int, steps: int) -> Array:

@@ -64,6 +64,19 @@ class Statistics:
         names = {key: tuple(values[key]) for key in ("tasks", "instructions")}
         return cls(**{**values, **moments, **names})
 
+    def chunked(self, chunk: int) -> "Statistics":
+        """Returns those of vectors that hold ``chunk`` actions one after the other: the action's, repeated.
+
+        Raises:
+          UserError: if ``chunk`` is below 1.
+        """
+        expect_chunk(chunk)
+        of_each = {
+            field.name: getattr(self.action, field.name) * chunk
+            for field in dataclasses.fields(Moments)
+        }
+        return dataclasses.replace(self, action=Moments(**of_each))
+
     def normalize_action(self, action: Array) -> Array:
         """Maps [..., A] linearly so that the training split fills [-1, 1] in each dimension.
 
@@ -90,6 +103,15 @@ class Statistics:
         centre = (high + low) / 2
         half = np.where(constant, 1.0, (high - low) / 2)
         return centre.astype(np.float32), half.astype(np.float32)
+
+
+def expect_chunk(chunk: int) -> None:
+    """Raises ``UserError`` where a decision would hold no action."""
+    if chunk < 1:
+        raise UserError(
+            f"config.chunk: expected at least 1, the actions of one decision, found {chunk}; "
+            "pass 1 to decide every action anew"
+        )
 
 
 def _constant(moments: Moments) -> np.ndarray:

@@ -1,12 +1,15 @@
 """A checkpoint as a policy: observation and instruction in, action out. Needs no config file, data set or TensorFlow.
 
-    policy = Policy.load("runs/metaworld/rvq")
+    policy = Policy.load("runs/metaworld/rvq")      # and embodiment="metaworld", where it was trained for several
     memory = policy.start(batch=1)
     action, memory = policy.act(images, proprio, ["press the button"], first=np.array([True]), memory=memory)
 
-Images of past steps are kept as the latents the model made of them, and are not encoded again.
+Images of past steps are kept as the latents the model made of them, and are not encoded again. Where a decision holds
+several actions (a chunk), they are carried out one after another, and the language model runs once a chunk; or it runs
+at every step, and what the chunks say of the present one is averaged (temporal ensembling).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mllm_act import chunks
 from mllm_act import network as networks
 from mllm_act.errors import UserError
 from mllm_act.models.acting import for_acting
@@ -34,31 +38,67 @@ class Memory:
     latents: Float[Array, "B T L D"]
     tokens: Array  # action tokens, [B, T, ...]
     count: Int[Array, " B"]  # how many steps are remembered
+    plan: chunks.Plan  # actions decided on and not yet carried out
 
 
 class Policy:
     """A trained network, ready to act in a batch of episodes at once."""
 
     def __init__(
-        self, network: networks.PolicyNetwork, prompt: Prompt, context: int, meta: Mapping[str, Any]
+        self,
+        network: networks.PolicyNetwork,
+        name: str,
+        embodiment: networks.Embodiment,
+        prompt: Prompt,
+        meta: Mapping[str, Any],
+        ensembling: float | None = None,
     ) -> None:
-        """Wraps a network; ``meta`` is the checkpoint's JSON document (``dataset`` names the action's units)."""
-        self.prompt, self.context, self.meta = prompt, context, meta
+        """Wraps a network for one embodiment.
+
+        Args:
+          network: ready to act (``models.acting``); with the adapter of ``name`` alone.
+          name: the embodiment's.
+          embodiment: its part of the network's description.
+          prompt: turns its instructions into tokens.
+          meta: the checkpoint's JSON document; for information.
+          ensembling: see ``load``.
+
+        Raises:
+          UserError: if there is nothing to average, or the decay is no number from 0 on.
+        """
+        if ensembling is not None and not 0 <= ensembling < math.inf:
+            raise UserError(f"ensembling: expected a decay of 0 or more, found {ensembling}")
+        if ensembling is not None and embodiment.chunk == 1:
+            raise UserError(
+                f"ensembling: expected a policy that decides on several actions at once, found chunks of 1 for {name}; "
+                "leave it out, or train with --config.chunk=8"
+            )
+        self.name, self.embodiment, self.prompt, self.meta = name, embodiment, prompt, meta
+        self.context, self._ensembling = embodiment.context, ensembling
         self._graph, state = nnx.split(network)
         # Flat: of hundreds of arrays, a tree of modules would cost the host as much time as the model takes.
         self._parameters, self._structure = jax.tree.flatten(state)
-        self._cameras = network.mllm.config.cameras
-        self._longest = networks.longest_prompt(network, context)
+        adapter, model = network.adapters[name], network.mllm.config
+        self._cameras, self._proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
+        self._longest = networks.longest_prompt(model, embodiment, adapter.tokens_per_action)
         self._prompts: dict[str, list[int]] = {}
         # The memory is written in place, so that arrays stay where they are and a GPU can replay its recorded launches.
         self._step = jax.jit(self._compute, donate_argnames="memory")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Policy":
-        """Loads the newest checkpoint of a run's folder, or the step that ``path`` names.
+    def load(
+        cls, path: str | Path, embodiment: str | None = None, ensembling: float | None = None
+    ) -> "Policy":
+        """Loads a policy.
+
+        Args:
+          path: a run's folder, whose newest checkpoint is taken, or one step of it.
+          embodiment: which of those it was trained for; may be left out where there is one.
+          ensembling: decide at every step, and average what the chunks that reach it say of it, with weights
+            ``exp(-ensembling * i)``, i = 0 for the oldest of them (ACT, arXiv 2304.13705; 0.01 there).
 
         Raises:
-          UserError: if there is no whole checkpoint, or it lacks what acting needs.
+          UserError: if there is no whole checkpoint, or it lacks what acting needs, or the embodiment.
         """
         workdir, step = checkpoint.find(Path(path))
         with Checkpointer(workdir) as checkpoints:
@@ -75,12 +115,16 @@ class Policy:
                         f"{sorted(meta)}; is this a tokenizer's folder? Train a policy with python -m mllm_act.train"
                     )
             description = networks.Description.from_dict(meta["network"])
-            if description.adapter in ("vq", "rvq") and description.tokenizer is None:
-                raise UserError(
-                    f"{workdir}/checkpoints/{step}: expected the {description.adapter} tokenizer in it, found "
-                    "none; train the policy anew with --config.tokenizer=DIR"
-                )
-            statistics = Statistics.from_dict(meta["statistics"])
+            for name, one in description.embodiments.items():
+                if one.adapter in networks.TOKENIZED and one.tokenizer is None:
+                    raise UserError(
+                        f"{workdir}/checkpoints/{step}: expected the {one.adapter} tokenizer in it, found none for "
+                        f"{name}; train the policy anew with --config.tokenizer=DIR"
+                    )
+            name = _choose(description, embodiment, workdir)
+            statistics = {
+                key: Statistics.from_dict(values) for key, values in meta["statistics"].items()
+            }
             network = nnx.eval_shape(lambda: networks.build(description, statistics, nnx.Rngs(0)))
             graph, *parts = rules.split(network, description.trained)
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -88,17 +132,21 @@ class Policy:
             arrays = checkpoints.restore(step, {"trained": trained})["trained"]
             arrays |= frozen_arrays.load(workdir, frozen, meta["frozen"])
         network = nnx.merge(graph, *(rules.unflatten(arrays, like=part) for part in parts))
-        network.mllm = for_acting(network.mllm)
-        return cls(network, Prompt(**meta["prompt"]), description.context, meta)
+        network = networks.PolicyNetwork(for_acting(network.mllm), {name: network.adapters[name]})
+        prompt = Prompt(**meta["prompt"][name])
+        return cls(network, name, description.embodiments[name], prompt, meta, ensembling)
 
     def start(self, batch: int) -> Memory:
         """Returns an empty memory for ``batch`` episodes."""
         network = self._network(self._parameters)
         config = network.mllm.config
-        count = config.latents_per_image * len(config.cameras)
+        count = config.latents_per_image * len(self._cameras)
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
         tokens = networks.empty_tokens(network.adapter, batch, self.context)
-        memory = Memory(latents, tokens, jnp.zeros(batch, jnp.int32))
+        chunk = self.embodiment.chunk
+        actions = len(network.adapter.statistics.action.min) // chunk
+        plan = chunks.start(batch, chunk, actions, self._ensembling is not None)
+        memory = Memory(latents, tokens, jnp.zeros(batch, jnp.int32), plan)
         # Where the parameters are, as what ``act`` returns: or the second step would be compiled anew.
         return jax.device_put(memory, self._parameters[0].sharding)
 
@@ -132,7 +180,7 @@ class Policy:
                 f"first: expected bool{list(memory.count.shape)}, one for each episode of the memory, found "
                 f"{first.dtype}{list(first.shape)}"
             )
-        batch, proprios = len(first), len(self.meta["statistics"]["proprio"]["mean"])
+        batch, proprios = len(first), self._proprios
         for camera in self._cameras:
             image = None if camera not in images else np.asarray(images[camera])
             fits = image is not None and image.dtype == np.uint8 and image.ndim == 4
@@ -187,8 +235,9 @@ class Policy:
         length = -(-longest // self.prompt.length) * self.prompt.length
         return pad([self._prompts[instruction] for instruction in instructions], length)
 
-    def _network(self, parameters: list[Array]) -> networks.PolicyNetwork:
-        return nnx.merge(self._graph, jax.tree.unflatten(self._structure, parameters))
+    def _network(self, parameters: list[Array]) -> networks.Embodied:
+        state = jax.tree.unflatten(self._structure, parameters)
+        return nnx.merge(self._graph, state).embodied(self.name)
 
     def _compute(
         self,
@@ -216,9 +265,34 @@ class Policy:
         latents = shift(memory.latents).at[rows, place].set(newest)
         past = shift(memory.tokens)
         step_mask = jnp.arange(self.context) <= place[:, None]
-        tokens = network.act(ids, exists, latents, step_mask, proprio, past)
-        memory = Memory(latents, past.at[rows, place].set(tokens), place + 1)
-        return network.adapter.decode(tokens), memory
+        plan = chunks.forget(memory.plan, first)
+        due = chunks.due(plan)
+
+        def decide() -> tuple[Array, Array]:
+            tokens = network.act(ids, exists, latents, step_mask, proprio, past)
+            return tokens, network.adapter.decode(tokens)
+
+        def wait() -> tuple[Array, Array]:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(decide))
+
+        # With chunks of one, and where they are averaged, every step decides.
+        every_step = self.embodiment.chunk == 1 or self._ensembling is not None
+        tokens, chunk = decide() if every_step else jax.lax.cond(due.any(), decide, wait)
+        action, plan = chunks.take(chunks.push(plan, chunk, due), self._ensembling)
+        return action, Memory(latents, past.at[rows, place].set(tokens), place + 1, plan)
+
+
+def _choose(description: networks.Description, embodiment: str | None, workdir: Path) -> str:
+    """Returns the embodiment's name, where it is not given the only one's."""
+    there = list(description.embodiments)
+    if embodiment is None and len(there) == 1:
+        return there[0]
+    if embodiment not in there:
+        raise UserError(
+            f"embodiment: expected one of {', '.join(there)}, which {workdir} was trained for, found {embodiment!r}; "
+            "name one of them"
+        )
+    return embodiment
 
 
 def _placed(

@@ -31,11 +31,7 @@ class Prompt:
 
     def encode(self, instruction: str) -> list[int]:
         """Returns the token ids of the prompt for one instruction."""
-        return (
-            _tokenizer(self.tokenizer_json)
-            .encode(self.template.replace("{instruction}", instruction))
-            .ids
-        )
+        return _tokenizer(self.tokenizer_json).encode(fill(self.template, instruction)).ids
 
     def tokens(
         self, instructions: Sequence[str]
@@ -95,31 +91,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     return tokenizer.to_str()
 
 
-def build(
-    template: str,
-    tokenizer_json: str | None,
-    instructions: Iterable[str],
-    action_tokens: int,
-    length: int,
-) -> Prompt:
-    """Makes the prompt of a training run.
-
-    Args:
-      template: a text with ``{instruction}`` in it.
-      tokenizer_json: the text of a ``tokenizer.json``; without it one is learnt from the prompts themselves.
-      instructions: those of the data set.
-      action_tokens: ids of a tokenizer that is learnt stay below this one.
-      length: N.
+def fill(template: str, instruction: str) -> str:
+    """Returns the text of a prompt.
 
     Raises:
       UserError: if the template has no ``{instruction}``.
     """
     if "{instruction}" not in template:
         raise UserError(f"prompt_template: expected {{instruction}} in it, found {template!r}")
-    if tokenizer_json is None:
-        texts = [template.replace("{instruction}", instruction) for instruction in instructions]
-        tokenizer_json = train_tokenizer(texts, action_tokens)
-    return Prompt(template, tokenizer_json, length)
+    return template.replace("{instruction}", instruction)
 
 
 def check_ids(

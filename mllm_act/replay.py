@@ -5,6 +5,9 @@
 The scripted expert acts in closed loop on unseen start/goal configurations, with every action passed
 through encode and decode before it is executed. Its success rate, beside the expert's own, is the
 upper bound of any policy on that tokenizer. ``mllm_act.train_tokenizer`` ends with it.
+
+Only for tokenizers of single actions: what the expert will do next depends on what it sees next, so that
+in closed loop it has no chunk of future actions to encode.
 """
 
 import argparse
@@ -28,13 +31,13 @@ from mllm_act.errors import UserError, run
 from mllm_act.intervals import wilson
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer import checkpoint
-from mllm_act.tokenizer.autoencoder import ActionTokenizer
+from mllm_act.tokenizer.kinds import Tokenizer
 from mllm_act.tokenizer.report import write_csv
 
 Through = Callable[[Float[np.ndarray, "n A"]], Float[np.ndarray, "n A"]]
 
 
-def through_tokenizer(model: ActionTokenizer, statistics: Statistics, batch: int) -> Through:
+def through_tokenizer(model: Tokenizer, statistics: Statistics, batch: int) -> Through:
     """Encode, then decode as the policy does (within the demonstrations' range).
 
     For up to ``batch`` actions (the environment's own numbers) at a time.
@@ -102,7 +105,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measure(
-    model: ActionTokenizer,
+    model: Tokenizer,
     statistics: Statistics,
     env: str,
     tasks: Sequence[str],
@@ -116,8 +119,14 @@ def measure(
     """Replays a split with and without the tokenizer, writes ``out/replay.csv``, returns its rows.
 
     Raises:
-      UserError: a task or split that does not exist; a tokenizer of other action dimensions.
+      UserError: a task or split that does not exist; a tokenizer of chunks, or of other action dimensions.
     """
+    if model.config.chunk > 1:
+        raise UserError(
+            f"expected a tokenizer of single actions, found one of chunks of {model.config.chunk}: the "
+            "expert's next actions are not known in closed loop; train one with chunk=1, or play a policy "
+            "with python -m mllm_act.evaluate"
+        )
     names = ",".join(tasks)
     replayed, expert = (play.episodes(env, names, split, seed) for _ in range(2))
     num_envs = min(num_envs, len(expert))

@@ -7,7 +7,9 @@ Run again with the same command, it goes on from the newest checkpoint in ``--wo
 
 import dataclasses
 import functools
+import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from jax.sharding import Mesh
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines import pipeline, rlds
-from data_pipelines.statistics import statistics as dataset_statistics
+from data_pipelines import mixture, pipeline
 from mllm_act import batch as batch_format
 from mllm_act import config as configuration
+from mllm_act import embodiments
 from mllm_act import network as networks
 from mllm_act import prompt as prompts
 from mllm_act.batch import Batch, Observation
@@ -40,8 +42,6 @@ from mllm_act.weights import folder as pretrained_folder
 # What a resumed run may be given otherwise. The data's bytes are compared by the iterator, the tokenizer by what it
 # makes of the network and of the statistics; on another mesh, and with another remat, sums are rounded otherwise.
 FREE = (
-    "config.data.directory",
-    "config.tokenizer",
     "config.pretrained",
     "config.log_every",
     "config.validate_every",
@@ -60,56 +60,47 @@ def main(config: ConfigDict, workdir: Path) -> None:
     # ---- data ---------------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     _check(config, mesh)
-    dataset = rlds.open_dataset(config.data.directory)
-    statistics = dataset_statistics(dataset)
-    batch_size = config.data.batch_size // jax.process_count()
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train_batches = pipeline.TrainBatches(
-        dataset,
-        "train",
-        batch_size=batch_size,
-        context=config.data.context,
-        seed=config.seed,
-        shuffle_mb=config.data.shuffle_megabytes,
-        **processes,
-    )
-    held_out = pipeline.EvalBatches(
-        dataset,
-        "val",
-        batch_size=batch_size,
-        context=config.data.context,
-        windows=config.validation_windows,
-        **processes,
-    )
-    windows = statistics.num_steps / config.data.context
+    opened = embodiments.open_all(config)
+    batch_size, parts = config.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+    weights = {name: one.weight for name, one in opened.items()}
+    shares = mixture.shares(weights, batch_size, math.lcm(parts, jax.process_count()))
+    train_parts, held_out = {}, {}
+    for name, one in opened.items():
+        of_one = {
+            "batch_size": shares[name] // jax.process_count(),
+            "context": one.config.data.context,
+            "chunk": one.config.chunk,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        train_parts[name] = pipeline.TrainBatches(
+            one.dataset,
+            "train",
+            seed=config.seed,
+            shuffle_mb=config.data.shuffle_megabytes,
+            **of_one,
+        )
+        held_out[name] = pipeline.EvalBatches(
+            one.dataset, "val", windows=config.validation_windows, **of_one
+        )
+    train_batches = mixture.MixedBatches(train_parts)
+    windows = sum(one.statistics.num_steps / one.config.data.context for one in opened.values())
     steps = config.steps
     if steps is None:
-        steps = max(1, round(config.epochs * windows / config.data.batch_size))
+        steps = max(1, round(config.epochs * windows / batch_size))
 
     # ---- network, as shapes and the places they go to -----------------------------------------------------------
     preset = presets.get(config.preset)
-    tokenizer = None
-    if config.adapter in ("vq", "rvq"):
-        if not config.tokenizer:
-            raise UserError(
-                f"config.tokenizer: adapter {config.adapter!r} needs a trained tokenizer, found none; run "
-                "python -m mllm_act.train_tokenizer, then pass --config.tokenizer=ITS_WORKDIR"
-            )
-        tokenizer = tokenizer_checkpoint.load(Path(config.tokenizer))
-        dataset.expect_actions(tokenizer.config.action_dim)
-        _check_tokenizer(config, tokenizer, dataset)
-        # Codes mean what they meant in stage one: its normalisation of actions is kept.
-        statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
-    description = networks.Description(
-        preset=config.preset,
-        model=networks.configure(preset.model, config, dataset.cameras),
-        trained=preset.trained,
-        adapter=config.adapter,
-        context=config.data.context,
-        hidden=config.hidden,
-        bins=config.bins,
-        tokenizer=None if tokenizer is None else dataclasses.asdict(tokenizer.config),
-    )
+    model = networks.configure(preset.model, config)
+    pretrained = Path(config.pretrained) if config.pretrained else None  # none: random weights
+    if preset.text_tokenizer == "pretrained" and pretrained is not None:
+        text_tokenizer = pretrained_folder.text_tokenizer(pretrained)
+    else:
+        texts = embodiments.texts(opened.values())
+        text_tokenizer = prompts.train_tokenizer(texts, model.language.action_tokens)
+    bodies = {name: embodiments.describe(one, text_tokenizer) for name, one in opened.items()}
+    description = networks.Description(config.preset, model, preset.trained, bodies)
+    statistics = {name: one.statistics for name, one in opened.items()}
 
     def make() -> networks.PolicyNetwork:
         return networks.build(description, statistics, nnx.Rngs(config.seed))
@@ -123,47 +114,37 @@ def main(config: ConfigDict, workdir: Path) -> None:
     moving, fixed = sharding.abstract(moving, mesh), sharding.abstract(fixed, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, moving)
 
-    # ---- prompt, and whether all of it fits ---------------------------------------------------------------------
-    language, adapter = description.model.language, network.adapter
-    pretrained = Path(config.pretrained) if config.pretrained else None  # none: random weights
-    text_tokenizer = None
-    if preset.text_tokenizer == "pretrained" and pretrained is not None:
-        text_tokenizer = pretrained_folder.text_tokenizer(pretrained)
-    prompt = prompts.build(
-        config.prompt_template,
-        text_tokenizer,
-        statistics.instructions,
-        language.action_tokens,
-        config.prompt_tokens,
-    )
-    prompt.tokens(statistics.instructions)  # one that is too long is told of now
-    rows = range(language.action_tokens, language.action_tokens + adapter.codes)
-    prompts.check_ids(prompt, statistics.instructions, language.vocabulary, rows)
-    longest = networks.longest_prompt(network, config.data.context)
-    if config.prompt_tokens > longest:
-        raise UserError(
-            f"config.prompt_tokens: expected at most {longest}, what {config.data.context} steps leave of the "
-            f"{language.context} positions of {config.preset!r}, found {config.prompt_tokens}; lower it or "
-            "config.data.context"
+    # ---- prompts, and whether all of it fits --------------------------------------------------------------------
+    prompt = {
+        name: embodiments.prompt(one, bodies[name], model, network.adapters[name], text_tokenizer)
+        for name, one in opened.items()
+    }
+    estimates = [
+        memory.estimate(
+            model,
+            moving["trained"],
+            fixed,
+            shares[name] // parts,
+            len(one.dataset.cameras),
+            one.config.data.context,
+            one.config.prompt_tokens,
+            network.adapters[name].tokens_per_action,
         )
-    needed = memory.estimate(
-        description.model,
-        moving["trained"],
-        fixed,
-        config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"]),
-        config.data.context,
-        config.prompt_tokens,
-        adapter.tokens_per_action,
-    )
+        for name, one in opened.items()
+    ]
+    needed = max(estimates, key=lambda one: sum(one.values()))  # their passes are one after another
     print("Memory a device, about:\n" + memory.table(needed, jax.local_devices()))
     memory.check(needed, jax.local_devices())
 
     # ---- restore or initialise ----------------------------------------------------------------------------------
     meta = canonical({
         "network": dataclasses.asdict(description),
-        "statistics": statistics.to_dict(),
-        "prompt": prompt.to_dict(),
-        "dataset": {**dataset.metadata, "tasks": statistics.tasks},
+        "statistics": {name: one.to_dict() for name, one in statistics.items()},
+        "prompt": {name: one.to_dict() for name, one in prompt.items()},
+        "dataset": {
+            name: {**one.dataset.metadata, "tasks": one.statistics.tasks}
+            for name, one in opened.items()
+        },
         "config": configuration.to_json(config),
         "pretrained": None if pretrained is None else pretrained_folder.meta(pretrained)["sources"],
         "provenance": provenance(),
@@ -173,7 +154,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
     like = {item: rules.flatten(tree) for item, tree in {**moving, "frozen": fixed}.items()}
     if first is not None:
         saved = checkpoints.meta(first)
-        check_same_run(saved, meta, ("config", "network", "statistics", "prompt"), FREE, workdir)
+        places = [
+            f"{one.key}.{name}"
+            for one in opened.values()
+            for name in ("data.directory", "tokenizer")
+        ]
+        same = ("config", "network", "statistics", "prompt")
+        check_same_run(saved, meta, same, (*FREE, *places), workdir)
         train_batches.restore(saved["iterator"])
         meta["frozen"] = saved["frozen"]
         restored = checkpoints.restore(first, {item: like[item] for item in moving})
@@ -183,14 +170,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
         )
         print(f"Going on from step {first} of {steps} in {workdir}")
     else:
-        given = {} if tokenizer is None else tokenizer_checkpoint.variables(tokenizer.model)
-        arrays = initialize.parameters(
-            make,
-            like["trained"] | like["frozen"],
-            {f"adapter/tokenizer/{path}": array for path, array in given.items()},
-            description.model,
-            pretrained,
-        )
+        given = {
+            f"adapters/{name}/tokenizer/{path}": array
+            for name, one in opened.items()
+            if one.tokenizer is not None
+            for path, array in tokenizer_checkpoint.variables(one.tokenizer.model).items()
+        }
+        wanted = like["trained"] | like["frozen"]
+        arrays = initialize.parameters(make, wanted, given, model, pretrained)
         trained = rules.unflatten(arrays, like=moving["trained"])
         start = jax.jit(tx.init, out_shardings=shardings["optimizer"])
         state = {"trained": trained, "optimizer": start(trained)}
@@ -203,36 +190,61 @@ def main(config: ConfigDict, workdir: Path) -> None:
     # ---- update and validation functions ------------------------------------------------------------------------
     key = jax.random.key(config.seed)
 
-    def update(
-        state: dict[str, Any], frozen: nnx.State, batch: Batch, step: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        def loss_of(trained: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-            network = nnx.merge(graph, trained, frozen)
-            return network.loss(batch, jax.random.fold_in(key, step))
+    def named(name: str, scalar: str) -> str:
+        """Says whose a scalar is, where there are several embodiments."""
+        return scalar if len(opened) == 1 else f"{name}/{scalar}"
 
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
+    def update(
+        state: dict[str, Any], frozen: nnx.State, batches: Mapping[str, Batch], step: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        def loss_of(trained: nnx.State, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+            network = nnx.merge(graph, trained, frozen).embodied(name)
+            loss, metrics = network.loss(batches[name], jax.random.fold_in(key, step))
+            share = shares[name] / batch_size
+            return share * loss, {
+                named(name, key): x for key, x in {"loss": loss, **metrics}.items()
+            }
+
+        # One embodiment after another, so that the activations of one alone are kept.
+        loss, gradients = jnp.zeros(()), None
+        metrics: dict[str, jax.Array] = {}
+        for name in batches:
+            (part, scalars), found = jax.value_and_grad(loss_of, has_aux=True)(
+                state["trained"], name
+            )
+            loss, metrics = loss + part, metrics | scalars
+            gradients = found if gradients is None else optax.tree.add(gradients, found)
         updates, optimizer_state = tx.update(gradients, state["optimizer"], state["trained"])
         trained = optax.apply_updates(state["trained"], updates)
         norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
-        metrics = {"loss": loss, **norms, **metrics}
-        return {"trained": trained, "optimizer": optimizer_state}, metrics
+        return {"trained": trained, "optimizer": optimizer_state}, {
+            **metrics,
+            "loss": loss,
+            **norms,
+        }
 
-    def validate(trained: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Scores, Scores]:
-        network = nnx.merge(graph, trained, frozen)
+    def validate(
+        trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
+    ) -> tuple[Scores, Scores]:
+        network = nnx.merge(graph, trained, frozen).embodied(name)
         loss, metrics = network.loss(batch)
         steps = batch.observation.mask.sum()
-        error, windows = _action_error(network, batch, dataset.metadata)
+        error, windows = _action_error(network, bodies[name], batch, opened[name].dataset.metadata)
         return ({"loss": loss, **metrics}, steps), (error, windows)
 
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
-    validate = jax.jit(validate)
+    validate = jax.jit(validate, static_argnums=2)
 
-    known = {text: prompt.encode(text) for text in statistics.instructions}
+    known = {
+        (name, text): prompt[name].encode(text)
+        for name in opened
+        for text in statistics[name].instructions
+    }
 
-    def to_device(read: dict[str, Any]) -> Batch:
-        texts = [text.decode() for text in read["instruction"]]
-        encoded = [known[text] if text in known else prompt.encode(text) for text in texts]
-        ids, exists = prompts.pad(encoded, prompt.length)
+    def to_device(name: str, read: dict[str, Any]) -> Batch:
+        found = [(name, text.decode()) for text in read["instruction"]]
+        encoded = [known[one] if one in known else prompt[name].encode(one[1]) for one in found]
+        ids, exists = prompts.pad(encoded, prompt[name].length)
         seen = {"images": read["images"], "proprio": read["proprio"], "mask": read["mask"]}
         batch = Batch(Observation(**seen, prompt=ids, prompt_mask=exists), read["action"])  # type: ignore[arg-type]
         batch_format.check(batch)
@@ -251,16 +263,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
             range(first + 1, steps + 1),
             initial=first,
             total=steps,
-            desc=f"train {config.adapter}",
+            desc=f"train {', '.join(one.config.adapter for one in opened.values())}",
             unit="step",
         )
         pending: tuple[int, dict[str, jax.Array]] | None = None
         clock, waited, since = time.perf_counter(), 0.0, first
         for step in bar:
             before = time.perf_counter()
-            batch = to_device(next(train_batches))
+            batches = {name: to_device(name, read) for name, read in next(train_batches).items()}
             waited += time.perf_counter() - before
-            state, metrics = update(state, frozen, batch, jnp.int32(step))
+            state, metrics = update(state, frozen, batches, jnp.int32(step))
             # Metrics of the step before this one: the device is never left without work.
             if pending is not None:
                 check_finite(pending[0], jax.device_get(pending[1]), checkpoints)
@@ -283,11 +295,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 clock, waited, since = time.perf_counter(), 0.0, step
             if step % config.validate_every == 0 or step == steps:
-                found = [
-                    jax.device_get(validate(state["trained"], frozen, to_device(read)))
-                    for read in held_out
-                ]
-                scores = _average([one for one, _ in found]) | _average([one for _, one in found])
+                scores: dict[str, float] = {}
+                for name, reads in held_out.items():
+                    found = [
+                        jax.device_get(
+                            validate(state["trained"], frozen, name, to_device(name, read))
+                        )
+                        for read in reads
+                    ]
+                    for kind in zip(*found, strict=True):
+                        scores |= {named(name, key): x for key, x in _average(kind).items()}
                 writer.write(step, {f"val/{name}": value for name, value in scores.items()})
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 bar.write(f"step {step}: {shown}")
@@ -297,15 +314,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
             if step % config.validate_every == 0 or step % config.checkpoint_every == 0:
                 clock, waited, since = time.perf_counter(), 0.0, step
     print(f"Trained {steps} steps. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}")
-    env = dataset.metadata["name"]
-    print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
+    for env in opened:
+        print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
 
 
-def _action_error(network: networks.PolicyNetwork, batch: Batch, metadata: Any) -> Scores:
+def _action_error(
+    network: networks.Embodied, embodiment: networks.Embodiment, batch: Batch, metadata: Any
+) -> Scores:
     """Decodes the newest step of every window greedily.
 
     Returns:
-      The mean absolute error in physical units, and the number of windows it is of.
+      The mean absolute error in physical units, over all actions of a chunk, or the share of discrete actions that are
+      not the expert's; and the number of windows it is of.
     """
     seen, rows = batch.observation, jnp.arange(len(batch.action))
     newest = jnp.maximum(seen.mask.sum(1) - 1, 0)
@@ -317,16 +337,20 @@ def _action_error(network: networks.PolicyNetwork, batch: Batch, metadata: Any) 
         seen.proprio[rows, newest],
         network.adapter.encode(batch.action),
     )
-    error = jnp.abs(network.adapter.decode(tokens) - batch.action[rows, newest])
-    exists = seen.mask.any(1)[:, None]
-    error = jnp.where(exists, error, 0).sum(0) / jnp.maximum(exists.sum(), 1)
+    decoded, expert = network.adapter.decode(tokens), batch.action[rows, newest]
+    exists = seen.mask.any(1)
+    if embodiment.actions:
+        wrong = jnp.where(exists, (decoded != expert).any(-1), False)
+        return {"wrong_actions": wrong.sum() / jnp.maximum(exists.sum(), 1)}, exists.sum()
+    error = jnp.abs(decoded - expert).reshape(len(rows), embodiment.chunk, -1).mean(1)
+    error = jnp.where(exists[:, None], error, 0).sum(0) / jnp.maximum(exists.sum(), 1)
     error = error * jnp.array(metadata["action_scale"])
     names = zip(metadata["action_names"], metadata["action_units"], strict=True)
     errors = {f"error_{name}_{unit}": error[i] for i, (name, unit) in enumerate(names)}
     return errors, exists.sum()
 
 
-def _average(scores: list[Scores]) -> dict[str, float]:
+def _average(scores: Sequence[Scores]) -> dict[str, float]:
     """Averages scores with their weights."""
     total = sum(float(weight) for _, weight in scores)
     return {
@@ -339,9 +363,8 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for numbers that cannot be."""
     if config.steps is not None and config.steps < 0:
         raise UserError(f"config.steps: expected at least 0, found {config.steps}")
-    data = ("data.context", "data.batch_size")
     every = ("log_every", "validate_every", "checkpoint_every", "validation_windows")
-    for key in data + every:
+    for key in ("data.batch_size", *every):
         value = functools.reduce(getattr, key.split("."), config)
         if value < 1:
             raise UserError(f"config.{key}: expected at least 1, found {value}")
@@ -350,25 +373,6 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"config.data.batch_size: expected a multiple of mesh data x fsdp = {parts}, found {config.data.batch_size}"
         )
-
-
-def _check_tokenizer(
-    config: ConfigDict, tokenizer: tokenizer_checkpoint.LoadedTokenizer, dataset: rlds.Dataset
-) -> None:
-    """Raises UserError if the tokenizer is of the other kind, or of another environment's actions."""
-    kind = "vq" if tokenizer.config.quantizers == 1 else "rvq"
-    if kind != config.adapter:
-        raise UserError(
-            f"config.tokenizer={config.tokenizer}: expected one for the adapter {config.adapter!r}, found one of "
-            f"{tokenizer.config.quantizers} codebook(s); train it with --config=configs/tokenizer/...:{config.adapter}"
-        )
-    for key in ("name", "action_names", "action_scale"):
-        expected, found = dataset.metadata[key], tokenizer.metadata[key]
-        if list(expected) != list(found):
-            raise UserError(
-                f"config.tokenizer={config.tokenizer}: {key}: expected {expected!r} as in {dataset.directory}, found "
-                f"{found!r}; train a tokenizer on this data set"
-            )
 
 
 if __name__ == "__main__":

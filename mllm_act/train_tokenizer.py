@@ -1,9 +1,10 @@
-"""Trains an action tokenizer on the actions of an RLDS dataset.
+"""Learns an action tokenizer from the actions of an RLDS dataset.
 
     python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq --workdir=DIR \
         [--config.a.b=value ...]
 
-Run again with the same command, it goes on from the newest checkpoint in ``--workdir``, bit for bit.
+Codebooks are trained: run again with the same command, it goes on from the newest checkpoint in ``--workdir``, bit for
+bit. FAST is fitted in one go.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
 
@@ -23,14 +25,18 @@ from data_pipelines.statistics import statistics as dataset_statistics
 from mllm_act import config as configuration
 from mllm_act import replay
 from mllm_act.errors import UserError
-from mllm_act.tokenizer import checkpoint, report, training
+from mllm_act.normalization import Statistics
+from mllm_act.tokenizer import checkpoint, fast, report, training
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.tokenizer.fast import FastConfig, FastTokenizer
+from mllm_act.tokenizer.kinds import Tokenizer
 from mllm_act.training import optimizer, rules
 from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
 
-# What a resumed run may be given otherwise; the data is compared by its statistics.
+# What must be as in the checkpoint there, and what of it need not; the data is compared by its statistics.
+SAME = ("config", "statistics", "tokenizer")
 FREE = tuple(
     f"config.{key}"
     for key in ("data.directory", "checkpoint_every", "validation_actions", "replay")
@@ -41,40 +47,88 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the program."""
     # ---- data ---------------------------------------------------------------------------------
     dataset = rlds.open_dataset(config.data.directory)
-    statistics = dataset_statistics(dataset)
-    actions = np.asarray(statistics.normalize_action(read_actions(dataset, "train").action))
-    held_out = read_actions(dataset, "val").action
+    statistics = dataset_statistics(dataset)  # of single actions; chunked where they are used
+    chunk = config.tokenizer.chunk
+    if chunk < 1:
+        raise UserError(f"config.tokenizer.chunk: expected at least 1, found {chunk}")
+    actions = read_actions(dataset, "train").chunked(chunk)
+    actions = np.asarray(statistics.chunked(chunk).normalize_action(actions))
+    held_out = read_actions(dataset, "val").chunked(chunk)
+
+    # ---- tokenizer ----------------------------------------------------------------------------
+    model: Tokenizer
+    if "vocabulary" in config.tokenizer:
+        model = _fit(config, workdir, dataset, statistics, actions)
+    else:
+        model = _learn(config, workdir, dataset, statistics, actions, held_out)
+
+    # ---- report -------------------------------------------------------------------------------
+    if jax.process_index() == 0:
+        precision = report.precision(model, statistics, dataset.metadata, held_out)
+        report.write_precision(precision, workdir / "report")
+        print(report.as_table(precision))
+        if chunk > 1:
+            print(
+                "No replay: it needs chunk 1, as the expert's next actions are not known in closed loop"
+            )
+        elif config.replay:
+            env, tasks = dataset.metadata["name"], statistics.tasks
+            rows = replay.measure(model, statistics, env, tasks, workdir / "report")
+            print(replay.table(rows))
+        print(f"Tables and plots are in {workdir / 'report'}")
+        print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
+
+
+def _fit(
+    config: ConfigDict,
+    workdir: Path,
+    dataset: rlds.Dataset,
+    statistics: Statistics,
+    actions: Float[np.ndarray, "n HA"],
+) -> FastTokenizer:
+    """FAST: one look at the training chunks, no updates; its checkpoint is step 0."""
+    model = fast.fit(actions, dataset.action_dim, **config.tokenizer)
+    meta = _meta(config, dataset, statistics, model.config)
+    with Checkpointer(workdir) as checkpoints:
+        if checkpoints.latest_step is None:
+            variables = jax.device_put(checkpoint.variables(model), _replicated(_mesh()))
+            checkpoints.save(0, {"model": variables}, {**meta, "step": 0})
+        else:
+            check_same_run(checkpoints.meta(checkpoints.latest_step), meta, SAME, FREE, workdir)
+    print(f"Learnt {model.config.merges} merges from {len(actions)} chunks")
+    return model
+
+
+def _learn(
+    config: ConfigDict,
+    workdir: Path,
+    dataset: rlds.Dataset,
+    statistics: Statistics,
+    actions: Float[np.ndarray, "n HA"],
+    held_out: Float[np.ndarray, "m HA"],
+) -> ActionTokenizer:
+    """The autoencoder with codebooks: updates, with a checkpoint now and then."""
+    # ---- model and state ----------------------------------------------------------------------
     batch_size = config.data.batch_size
     steps = config.steps
     if steps is None:
         steps = max(1, round(config.epochs * len(actions) / batch_size))
     _check(config, steps)
-
-    # ---- model and state ----------------------------------------------------------------------
     sizes = TokenizerConfig(action_dim=dataset.action_dim, **config.tokenizer)
     model = ActionTokenizer(sizes, rngs=nnx.Rngs(config.seed))
     settings = training.TrainingConfig(batch_size=batch_size, seed=config.seed, **config.quantizer)
     tx, learning_rate = optimizer.build(config.optimizer, steps)
     update = training.make_update(model, tx, settings)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    mesh = _mesh()
+    replicated = _replicated(mesh)
     state = jax.device_put(training.initial_state(model, actions, tx, settings), replicated)
 
     # ---- restore ------------------------------------------------------------------------------
-    meta = canonical(
-        {
-            "tokenizer": dataclasses.asdict(sizes),
-            "statistics": statistics.to_dict(),
-            "metadata": dict(dataset.metadata),
-            "config": configuration.to_json(config),
-            "provenance": provenance(),
-        }
-    )
+    meta = _meta(config, dataset, statistics, sizes)
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step or 0
-    if first:
-        parts = ("config", "statistics", "tokenizer")
-        check_same_run(checkpoints.meta(first), meta, parts, FREE, workdir)
+    if checkpoints.latest_step is not None:
+        check_same_run(checkpoints.meta(first), meta, SAME, FREE, workdir)
         like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
         saved = checkpoints.restore(first, like)
         nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))
@@ -114,16 +168,32 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 }
                 checkpoints.save(step, items, {**meta, "step": step})
         bar.close()
-    if jax.process_index() == 0:
-        precision = report.precision(model, statistics, dataset.metadata, held_out)
-        report.write_precision(precision, workdir / "report")
-        print(report.as_table(precision))
-        if config.replay:
-            env, tasks = dataset.metadata["name"], statistics.tasks
-            rows = replay.measure(model, statistics, env, tasks, workdir / "report")
-            print(replay.table(rows))
-        print(f"Trained {steps} updates. Tables and plots are in {workdir / 'report'}")
-        print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
+    print(f"Trained {steps} updates")
+    return model
+
+
+def _meta(
+    config: ConfigDict,
+    dataset: rlds.Dataset,
+    statistics: Statistics,
+    sizes: TokenizerConfig | FastConfig,
+) -> dict[str, Any]:
+    """The JSON of a checkpoint, but for its step."""
+    return canonical({
+        "tokenizer": dataclasses.asdict(sizes),
+        "statistics": statistics.to_dict(),
+        "metadata": dict(dataset.metadata),
+        "config": configuration.to_json(config),
+        "provenance": provenance(),
+    })  # fmt: skip
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def _replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def _variables(state: training.TrainingState, model: ActionTokenizer) -> dict[str, jax.Array]:

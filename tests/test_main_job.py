@@ -85,12 +85,14 @@ def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimiz
     read = ocp.StandardCheckpointer().restore
     frozen = read(workdir / "frozen" / "arrays")
     expected = tokenizer_checkpoint.variables(tokenizer.model)
-    assert {f"adapter/tokenizer/{name}" for name in expected} == frozen.keys()
+    assert {f"adapters/metaworld/tokenizer/{name}" for name in expected} == frozen.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(frozen[f"adapter/tokenizer/{name}"], array, err_msg=name)
+        np.testing.assert_array_equal(
+            frozen[f"adapters/metaworld/tokenizer/{name}"], array, err_msg=name
+        )
     optimizer = read(workdir / "checkpoints" / str(step) / "optimizer")
     assert not [name for name in optimizer if "tokenizer" in name]
-    assert [name for name in optimizer if "adapter/head" in name]
+    assert [name for name in optimizer if "adapters/metaworld/head" in name]
 
 
 def test_a_tokenizer_of_the_other_kind_or_another_environment_is_refused(
@@ -98,7 +100,7 @@ def test_a_tokenizer_of_the_other_kind_or_another_environment_is_refused(
 ) -> None:
     given = {"data.directory": str(home / "data"), "data.batch_size": 4, "steps": 3}
     given["tokenizer"] = str(home / "tokenizer")
-    with pytest.raises(UserError, match=r"for the adapter 'vq', found one of 2 codebook"):
+    with pytest.raises(UserError, match=r"for the adapter 'vq' and chunks of 1 actions, found one for 'rvq'"):
         train.main(configure("policy/metaworld.py:vq", **given), tmp_path / "vq")
     shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
     [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")
@@ -266,7 +268,7 @@ def test_a_checkpoint_without_what_acting_needs_is_refused(
     [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
     meta = json.loads(path.read_text())
     if lacking == "tokenizer":
-        meta["network"]["tokenizer"] = None
+        meta["network"]["embodiments"]["metaworld"]["tokenizer"] = None
     else:
         del meta[lacking]
     path.write_text(json.dumps(meta))

@@ -14,7 +14,6 @@ from mllm_act.errors import UserError
 from mllm_act.models import presets
 
 ROOT = Path(__file__).parent.parent
-CAMERAS = ("front", "wrist")
 
 
 def load(variant: str, **overrides: Any) -> ConfigDict:
@@ -28,8 +27,7 @@ def load(variant: str, **overrides: Any) -> ConfigDict:
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_what_is_left_open_is_the_presets(preset: str) -> None:
     model = presets.get(preset).model
-    found = networks.configure(model, load(f"rvq,preset={preset}"), CAMERAS)
-    assert found == dataclasses.replace(model, cameras=CAMERAS)
+    assert networks.configure(model, load(f"rvq,preset={preset}")) == model
 
 
 def test_what_is_given_replaces_the_presets() -> None:
@@ -38,7 +36,7 @@ def test_what_is_given_replaces_the_presets() -> None:
         "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", weights="float8", remat="full",
         history="observations_and_actions", lora__rank=8, lora__dropout=0.0,
     )  # fmt: skip
-    found = networks.configure(model, config, CAMERAS)
+    found = networks.configure(model, config)
     assert found.bridge == ("projector", "perceiver") and found.weights == "float8"
     assert found.remat == "full" and found.history == "observations_and_actions"
     lora = found.language.lora
@@ -58,9 +56,13 @@ def test_pretrained_presets_start_from_their_folder_with_the_papers_settings() -
 
 def test_a_description_survives_json() -> None:
     preset = presets.get("smollm2_vit_s")
-    description = networks.Description(
-        "smollm2_vit_s", preset.model, preset.trained, "uniform", 3, 64, 16, None
-    )
+    bodies = {
+        "arm": networks.Embodiment("uniform", ("front", "wrist"), 3, 8, 64, 16, None),
+        "maze": networks.Embodiment(
+            "lang", ("top",), 32, 1, 64, 16, None, ("left", "pick up"), ((5,), (6, 7)), end=9
+        ),
+    }
+    description = networks.Description("smollm2_vit_s", preset.model, preset.trained, bodies)
     text = json.dumps(dataclasses.asdict(description))
     assert networks.Description.from_dict(json.loads(text)) == description
     values = json.loads(text)

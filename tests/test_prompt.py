@@ -11,7 +11,8 @@ from mllm_act.errors import UserError
 
 TEMPLATE = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
 INSTRUCTIONS = ["close the drawer", "open the window", "press the button from above"]
-PROMPT = prompts.build(TEMPLATE, None, INSTRUCTIONS, action_tokens=512, length=24)
+TEXTS = [prompts.fill(TEMPLATE, instruction) for instruction in INSTRUCTIONS]
+PROMPT = prompts.Prompt(TEMPLATE, prompts.train_tokenizer(TEXTS, 512), length=24)
 
 
 @given(st.text(max_size=60))
@@ -32,18 +33,12 @@ def test_padding_is_at_the_end() -> None:
 
 
 def test_the_same_data_set_gives_the_same_tokenizer_whatever_its_order() -> None:
-    again = prompts.build(TEMPLATE, None, INSTRUCTIONS[::-1] * 2, 512, 24)
-    assert again == PROMPT
+    assert prompts.train_tokenizer(TEXTS[::-1] * 2, 512) == PROMPT.tokenizer_json
 
 
 def test_a_prompt_that_is_too_long_is_named() -> None:
     with pytest.raises(UserError, match=r"at most 24 tokens, found \d+ in the one for 'x+'"):
         PROMPT.tokens(["close the drawer", "x" * 99])
-
-
-def test_a_tokenizer_that_is_given_is_kept() -> None:
-    again = prompts.build(TEMPLATE, PROMPT.tokenizer_json, ["another one"], 512, 24)
-    assert again == PROMPT
 
 
 def test_ids_that_actions_are_written_over_or_that_the_model_lacks_are_named() -> None:

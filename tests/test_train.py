@@ -149,7 +149,7 @@ def test_what_is_frozen_stays_to_the_bit_and_has_no_optimizer_state(
     trained = arrays(tmp_path / "after", "trained")
     untouched = arrays(tmp_path / "before", "trained")
     moved = {name for name in trained if not np.array_equal(trained[name], untouched[name])}
-    assert {"mllm/language/blocks/q/lora_b", "adapter/head"} <= moved
+    assert {"mllm/language/blocks/q/lora_b", "adapters/tiny/head"} <= moved
     moments = [name for name in arrays(tmp_path / "after", "optimizer") if "mllm/" in name]
     assert moments and all("lora_" in name or "perceiver/" in name for name in moments)
 
@@ -169,8 +169,8 @@ def test_a_pretrained_base_is_the_folders_and_its_checkpoint_needs_no_folder_and
         np.testing.assert_array_equal(base[f"mllm/{path}"], array, err_msg=path)
     first, bins = preset.model.language.action_tokens, OVERRIDES["bins"]
     rows = weights["language/embedding"][first : first + bins].astype(np.float32)
-    np.testing.assert_array_equal(start["adapter/embedding"], rows)
-    np.testing.assert_array_equal(start["adapter/head"], rows)
+    np.testing.assert_array_equal(start["adapters/tiny/embedding"], rows)
+    np.testing.assert_array_equal(start["adapters/tiny/head"], rows)
 
     shutil.rmtree(tmp_path / "weights")
     policy = Policy.load(tmp_path / "run")

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from data_pipelines import rlds
+from data_pipelines.episodes import read_actions
 from mllm_act import config as configuration
-from mllm_act import train_tokenizer
+from mllm_act import replay, train_tokenizer
 from mllm_act.envs import spec
 from mllm_act.errors import UserError
-from mllm_act.tokenizer import checkpoint
+from mllm_act.tokenizer import checkpoint, fast, kinds
 from mllm_act.training.checkpoint import Checkpointer
 from tests.data_pipelines import tiny_rlds
 
@@ -41,10 +43,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(directory: Path, workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
+def run(
+    directory: Path, workdir: Path, variant: str = "rvq", **changes: Any
+) -> dict[str, np.ndarray]:
     """Runs the program in this process; returns the variables it saved last."""
-    config = configuration.load("configs/tokenizer/metaworld.py:rvq")
-    for values in (SMALL, changes):
+    config = configuration.load(f"configs/tokenizer/metaworld.py:{variant}")
+    for values in (changes,) if variant.startswith("fast") else (SMALL, changes):
         config.update(values)
     config.data.directory = str(directory)
     train_tokenizer.main(config, workdir)
@@ -110,6 +114,48 @@ def test_a_loaded_tokenizer_encodes_as_the_saved_one(whole: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("variant", ["vq,chunk=3", "fast,chunk=3"])
+def test_a_tokenizer_of_chunks(
+    directory: Path, tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its statistics stay those of single actions, its report is of all steps, and there is no replay."""
+    run(directory, tmp_path, variant, replay=True)
+    printed = capsys.readouterr().out
+    assert "No replay: it needs chunk 1" in printed and "tokens for 3 actions" in printed
+    loaded = checkpoint.load(tmp_path)
+    assert kinds.kind(loaded.config) == variant.split(",")[0]
+    assert (loaded.config.action_dim, loaded.config.chunk) == (4, 3)
+    assert len(loaded.statistics.action.min) == 4
+    codes = loaded.model.encode(jnp.zeros((2, 12)))
+    assert loaded.model.decode(codes).shape == (2, 12)
+    found = json.loads((tmp_path / "report" / "precision.json").read_text())
+    names = [row["name"] for row in found["dimensions"]]
+    assert names == ["dx", "dy", "dz", "gripper"] and (found["actions"], found["chunk"]) == (15, 3)
+    assert (tmp_path / "report" / "precision.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="single actions, found one of chunks of 3"):
+        replay.measure(loaded.model, loaded.statistics, "metaworld", ["reach-v3"], tmp_path)
+
+
+def test_fast_is_fitted_once_and_comes_back_as_it_was(directory: Path, tmp_path: Path) -> None:
+    first = run(directory, tmp_path, "fast")
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.step == 0 and loaded.config.chunk == 8 and loaded.config.codes <= 512
+    dataset = rlds.open_dataset(directory)
+    statistics = loaded.statistics.chunked(8)
+    actions = statistics.normalize_action(read_actions(dataset, "train").chunked(8))
+    fitted = fast.fit(np.asarray(actions), 4, 8, 512, 10.0)
+    np.testing.assert_array_equal(loaded.model.encode(actions), fitted.encode(actions))
+    again = run(directory, tmp_path, "fast")
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    with pytest.raises(
+        UserError, match=r"config.tokenizer.scale: expected 10.0.*another --workdir"
+    ):
+        run(directory, tmp_path, "fast", tokenizer={"scale": 5.0})
+    with pytest.raises(UserError, match="another --workdir"):
+        run(directory, tmp_path, "rvq")
+
+
 def test_another_config_does_not_go_on(directory: Path, whole: Path) -> None:
     with pytest.raises(UserError, match=r"config.quantizer.*expected .*0.95.*another --workdir"):
         run(directory, whole, quantizer={"decay": 0.5})
@@ -125,8 +171,15 @@ def test_a_loss_that_is_not_finite_names_step_and_last_checkpoint(
 def test_bad_settings(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="multiple of config.log_every"):
         run(directory, tmp_path, checkpoint_every=3)
-    with pytest.raises(UserError, match="did you mean 'rvq'"):
-        configuration.load("configs/tokenizer/metaworld.py:rqv")
+    with pytest.raises(UserError, match="config.tokenizer.chunk: expected at least 1, found 0"):
+        run(directory, tmp_path, "rvq,chunk=0")
+    for variant, words in (
+        ("rqv", "did you mean 'rvq'"),
+        ("rvq,chunks=8", "expected KIND or KIND,chunk=H"),
+        ("fast,chunk=many", "found chunk=many"),
+    ):
+        with pytest.raises(UserError, match=words):
+            configuration.load(f"configs/tokenizer/metaworld.py:{variant}")
 
 
 def test_a_checkpoint_that_is_no_tokenizers(tmp_path: Path) -> None:

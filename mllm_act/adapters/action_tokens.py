@@ -60,18 +60,18 @@ class ActionTokenAdapter(Adapter):
         return jnp.ones((*prefix.shape[:-1], self.codes), bool)
 
     def _log_probs(
-        self, hidden: Float[Array, "... D"], prefix: Int[Array, "... j"]
+        self, hidden: Float[Array, "... D"], allowed: Bool[Array, "... K"]
     ) -> Float[Array, "... K"]:
         head = self.head[...].astype(hidden.dtype)
         # Sums are kept in float32: 512 logits rounded to bfloat16 would tie.
         logits = jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
-        return filtered_log_softmax(logits, self.allowed(prefix))
+        return filtered_log_softmax(logits, allowed)
 
     def _all_log_probs(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M K"]:
         each = [
-            self._log_probs(hidden[..., j, :], tokens[..., :j])
+            self._log_probs(hidden[..., j, :], self.allowed(tokens[..., :j]))
             for j in range(self.tokens_per_action)
         ]
         return jnp.stack(each, axis=-2)
@@ -114,13 +114,19 @@ class ActionTokenAdapter(Adapter):
         """See ``Adapter.sample``."""
         tokens = jnp.zeros((len(hidden), 0), jnp.int32)
         for j in range(self.tokens_per_action):
-            log_probs = self._log_probs(hidden, tokens)
-            if key is None:
-                code = log_probs.argmax(-1)
-            else:
-                code = jax.random.categorical(jax.random.fold_in(key, j), log_probs)
-            token = self.first_token + code.astype(jnp.int32)
-            tokens = jnp.concatenate([tokens, token[:, None]], axis=1)
+            tokens = self._add_token(hidden, tokens, key)
             if j + 1 < self.tokens_per_action:
-                hidden, state = extend(self.embed(token[:, None])[:, 0], state)
+                hidden, state = extend(self.embed(tokens[:, -1:])[:, 0], state)
         return tokens
+
+    def _add_token(
+        self, hidden: Float[Array, "B D"], tokens: Int[Array, "B j"], key: PRNGKeyArray | None
+    ) -> Int[Array, "B j+1"]:
+        """Chooses the token that follows j tokens, and returns them with it."""
+        log_probs = self._log_probs(hidden, self.allowed(tokens))
+        if key is None:
+            code = log_probs.argmax(-1)
+        else:
+            code = jax.random.categorical(jax.random.fold_in(key, tokens.shape[1]), log_probs)
+        token = self.first_token + code.astype(jnp.int32)
+        return jnp.concatenate([tokens, token[:, None]], axis=1)

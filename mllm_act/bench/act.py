@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mllm_act import network as networks
 from mllm_act.bench import synthetic, trace
 from mllm_act.bench.train import add_model_flags
 from mllm_act.models import presets
@@ -45,8 +46,10 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     del trained, frozen
     network.mllm = for_acting(network.mllm)
     prompt = synthetic.prompt(flags.prompt_tokens)
-    meta = {"statistics": network.adapter.statistics.to_dict()}
-    policy = Policy(network, prompt, flags.context, meta)
+    embodiment = networks.Embodiment(
+        adapter="rvq", cameras=(synthetic.CAMERA,), context=flags.context, chunk=1, hidden=0, bins=0, tokenizer=None
+    )  # fmt: skip
+    policy = Policy(network, synthetic.NAME, embodiment, prompt, meta={})
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(network)))
     del network
 

@@ -23,7 +23,7 @@ from mllm_act.prompt import Prompt, train_tokenizer
 from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import rules
 
-CAMERA = "camera"
+NAME, CAMERA = "synthetic", "camera"
 ACTIONS = 4
 
 
@@ -43,7 +43,7 @@ def maker(config: MLLMConfig, tokens: int) -> Callable[[], PolicyNetwork]:
         first = config.language.action_tokens
         width = config.language.width
         adapter = VectorQuantized(statistics(), width, first, tokenizer, rngs)
-        return PolicyNetwork(MLLM(config, rngs), adapter)
+        return PolicyNetwork(MLLM(config, rngs), {NAME: adapter})
 
     return make
 
@@ -94,7 +94,6 @@ def model(flags: Any) -> MLLMConfig:
         language = dataclasses.replace(language, lora=lora)
     return dataclasses.replace(
         config,
-        cameras=(CAMERA,),
         language=language,
         bridge=tuple(flags.bridge.split(",")),
         weights=flags.weights or config.weights,

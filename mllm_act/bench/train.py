@@ -62,6 +62,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         trained,
         frozen,
         flags.batch_size,
+        1,
         flags.context,
         flags.prompt_tokens,
         flags.tokens,
@@ -75,7 +76,8 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         state: tuple[nnx.State, optax.OptState], frozen: nnx.State, batch: Batch, key: jax.Array
     ) -> tuple[tuple[nnx.State, optax.OptState], jax.Array]:
         def loss_of(trained: nnx.State) -> jax.Array:
-            return nnx.merge(graph, trained, frozen).loss(batch, key)[0]
+            network = nnx.merge(graph, trained, frozen)
+            return network.embodied(synthetic.NAME).loss(batch, key)[0]
 
         loss, gradients = jax.value_and_grad(loss_of)(state[0])
         updates, optimizer = tx.update(gradients, state[1], state[0])

@@ -39,7 +39,6 @@ class MLLMConfig:
 
     Attributes:
       bridge: the parts between vision and language in their order; see ``models.bridge``.
-      cameras: whose images the model sees, in this order.
       history: one of ``HISTORIES``.
       dtype: what it computes in; one of ``DTYPES``.
       weights: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHTS``.
@@ -50,7 +49,6 @@ class MLLMConfig:
     bridge: tuple[str, ...]
     perceiver: PerceiverConfig
     language: LanguageConfig
-    cameras: tuple[str, ...] = ()
     history: str = "observations"
     dtype: str = "bfloat16"
     weights: str = "float32"
@@ -67,7 +65,6 @@ class MLLMConfig:
             "bridge": tuple(values["bridge"]),
             "perceiver": PerceiverConfig(**values["perceiver"]),
             "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
-            "cameras": tuple(values["cameras"]),
         })  # fmt: skip
 
     @property
@@ -121,10 +118,9 @@ class MLLM(nnx.Module):
         return self.config.language.width
 
     def latents(self, images: Images) -> Float[Array, "B T L D"]:
-        """Encodes every camera's images; L counts the latents of all cameras together."""
+        """Encodes every camera's images in the order of their names; L counts all cameras' latents together."""
         parts = []
-        for camera in self.config.cameras:
-            image = images[camera]
+        for _, image in sorted(images.items()):
             features = self.vision(
                 image.reshape(-1, *image.shape[2:]),
                 dtype=jnp.dtype(self.config.dtype),

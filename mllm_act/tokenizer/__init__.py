@@ -1,1 +1,1 @@
-"""Stage one: learn the action tokenizer, a (residual) vector-quantized autoencoder."""
+"""Stage one: learn the action tokenizer, a (residual) vector-quantized autoencoder or FAST."""

@@ -22,9 +22,10 @@ from mllm_act.tokenizer.quantizer import Codebooks
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of a tokenizer; Q = ``quantizers`` tokens of ``codes`` values an action."""
+    """Sizes of a tokenizer; Q = ``quantizers`` tokens of ``codes`` values for ``chunk`` actions together."""
 
-    action_dim: int
+    action_dim: int  # A, of one action
+    chunk: int = 1  # H, how many actions are encoded together
     quantizers: int = 2
     codes: int = 512
     width: int = 512
@@ -39,27 +40,29 @@ class CodebookVariable(nnx.Variable):
 class ActionTokenizer(nnx.Module):
     """Actions to codes and back. Works on normalised actions, about [-1, 1] in each dimension.
 
+    A chunk of actions is one vector of H*A numbers, time first; the network knows no difference.
     Nothing is clipped: a decoded action may lie a little outside the box of the training actions.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
+        numbers = config.action_dim * config.chunk
         inner = (config.hidden,) * (config.layers - 1)
-        self.encoder = Mlp((config.action_dim, *inner, config.width), rngs)
-        self.decoder = Mlp((config.width, *inner, config.action_dim), rngs)
+        self.encoder = Mlp((numbers, *inner, config.width), rngs)
+        self.decoder = Mlp((config.width, *inner, numbers), rngs)
         shape = (config.quantizers, config.codes, config.width)
         self.codebooks = CodebookVariable(jnp.zeros(shape))
         # How often each code is used, and the sum of what it stands for: see quantizer.Codebooks.
         self.counts = CodebookVariable(jnp.zeros(shape[:2]))
         self.sums = CodebookVariable(jnp.zeros(shape))
 
-    def encode(self, action: Float[Array, "... A"]) -> Int[Array, "... Q"]:
-        """Codes int32[..., Q], in [0, K), of normalised actions."""
-        chex.assert_axis_dimension(action, -1, self.config.action_dim)
+    def encode(self, action: Float[Array, "... HA"]) -> Int[Array, "... Q"]:
+        """Codes int32[..., Q], in [0, K), of normalised chunks."""
+        chex.assert_axis_dimension(action, -1, self.config.action_dim * self.config.chunk)
         return quantizer.encode(self.codebooks[...], self.encoder(action))
 
-    def decode(self, codes: Int[Array, "... Q"]) -> Float[Array, "... A"]:
-        """Normalised actions float32[..., A] of codes in [0, K)."""
+    def decode(self, codes: Int[Array, "... Q"]) -> Float[Array, "... HA"]:
+        """Normalised chunks float32[..., H*A] of codes in [0, K)."""
         chex.assert_axis_dimension(codes, -1, self.config.quantizers)
         return self.decoder(quantizer.decode(self.codebooks[...], codes))
 

@@ -9,7 +9,10 @@ from flax import nnx
 
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.tokenizer import kinds
+from mllm_act.tokenizer.autoencoder import TokenizerConfig
+from mllm_act.tokenizer.fast import FastConfig
+from mllm_act.tokenizer.kinds import Tokenizer
 from mllm_act.training import rules
 from mllm_act.training.checkpoint import Checkpointer, find
 
@@ -18,15 +21,15 @@ from mllm_act.training.checkpoint import Checkpointer, find
 class LoadedTokenizer:
     """A trained tokenizer with what it needs in use."""
 
-    config: TokenizerConfig
-    statistics: Statistics  # the actions it was trained on were normalised with these
-    model: ActionTokenizer
+    config: TokenizerConfig | FastConfig
+    statistics: Statistics  # of single actions; what it was trained on was normalised with these
+    model: Tokenizer
     metadata: dict[str, Any]  # the environment's: action names, units, scale
     workdir: Path
     step: int
 
 
-def variables(model: ActionTokenizer) -> dict[str, jax.Array]:
+def variables(model: Tokenizer) -> dict[str, jax.Array]:
     """All variables of a tokenizer by path: the ``model`` item of its checkpoints."""
     return rules.flatten(nnx.to_pure_dict(nnx.state(model)))
 
@@ -46,10 +49,9 @@ def load(path: Path) -> LoadedTokenizer:
                     f"{workdir}/checkpoints/{step}: expected the key {key!r} in its meta, found "
                     f"{', '.join(sorted(meta))}; pass the workdir of mllm_act.train_tokenizer"
                 )
-        config = TokenizerConfig(**meta["tokenizer"])
-        model = ActionTokenizer(config, rngs=nnx.Rngs(0))
+        model = kinds.make(meta["tokenizer"], nnx.Rngs(0))
         restored = checkpoints.restore(step, {"model": variables(model)})["model"]
     like = nnx.to_pure_dict(nnx.state(model))
     nnx.update(model, nnx.State(rules.unflatten(restored, like)))
     statistics = Statistics.from_dict(meta["statistics"])
-    return LoadedTokenizer(config, statistics, model, meta["metadata"], workdir, step)
+    return LoadedTokenizer(model.config, statistics, model, meta["metadata"], workdir, step)

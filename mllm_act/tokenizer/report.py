@@ -16,37 +16,47 @@ from jaxtyping import Float, Int
 
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer import training
-from mllm_act.tokenizer.autoencoder import ActionTokenizer
+from mllm_act.tokenizer.fast import FastTokenizer
+from mllm_act.tokenizer.kinds import Tokenizer
 from mllm_act.tokenizer.quantizer import usage
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Reconstruction of n actions. ``rows`` and ``codebooks`` are what the tables show."""
+    """Reconstruction of n chunks of H actions. ``rows`` and ``codebooks`` are what the tables show.
 
-    mse: float  # of normalised actions, over all dimensions
+    FAST counts as one codebook, of the tokens that were a choice: what fills up behind the end is none.
+    """
+
+    mse: float  # of normalised actions, over all dimensions and steps
     variance: float  # of the normalised actions: the error of always answering their mean
     rows: list[dict[str, Any]]  # a dimension: name, unit, rmse, mean_abs, p95, max (physical units)
     codebooks: list[dict[str, float]]  # a codebook: use (fraction of its codes), perplexity
-    action: Float[np.ndarray, "n A"]  # physical units
-    decoded: Float[np.ndarray, "n A"]  # physical units, clipped to the legal box as when acting
-    codes: Int[np.ndarray, "n Q"]
+    tokens: float  # of a chunk, on average
+    chunk: int  # H
+    action: Float[np.ndarray, "nH A"]  # physical units
+    decoded: Float[np.ndarray, "nH A"]  # physical units, clipped to the legal box as when acting
+    codes: list[Int[np.ndarray, " m"]]  # of each codebook, those written
     num_codes: int
 
 
 def precision(
-    model: ActionTokenizer,
+    model: Tokenizer,
     statistics: Statistics,
     metadata: Mapping[str, Any],
-    actions: Float[np.ndarray, "n A"],
+    actions: Float[np.ndarray, "n HA"],
 ) -> Precision:
-    """Passes actions (the environment's own numbers) through the tokenizer.
+    """Passes chunks of actions (the environment's own numbers) through the tokenizer.
 
-    Decoded actions are clipped to the demonstrations' range, as the policy's are. ``metadata`` is the dataset's:
-    action_names, action_units and action_scale.
+    Decoded actions are clipped to the demonstrations' range, as the policy's are. ``statistics`` are those of single
+    actions, ``metadata`` the dataset's: action_names, action_units and action_scale.
     """
-    normalized = np.asarray(statistics.normalize_action(actions), np.float32)
-    restored, codes = training.reconstruct(model, normalized)
+    chunk, dims = model.config.chunk, model.config.action_dim
+    stacked = statistics.chunked(chunk).normalize_action(actions)
+    restored, codes = training.reconstruct(model, np.asarray(stacked, np.float32))
+    written = _written(model, codes)
+    # From here on a chunk is so many single actions.
+    actions, normalized, restored = (x.reshape(-1, dims) for x in (actions, stacked, restored))
     scale = np.array(metadata["action_scale"], np.float32)
     decoded = np.asarray(statistics.unnormalize_action(np.clip(restored, -1, 1))) * scale
     error = np.abs(decoded - actions * scale)
@@ -63,26 +73,35 @@ def precision(
             metadata["action_names"], metadata["action_units"], error.T, strict=True
         )
     ]
-    use, perplexity = jax.device_get(usage(jnp.asarray(codes), model.config.codes))
+    used = [jax.device_get(usage(jnp.asarray(one)[:, None], model.config.codes)) for one in written]
     return Precision(
         mse=float(np.mean((restored - normalized) ** 2)),
         variance=float(np.mean(normalized.var(axis=0))),
         rows=rows,
         codebooks=[
-            {"use": float(u), "perplexity": float(p)} for u, p in zip(use, perplexity, strict=True)
+            {"use": float(use[0]), "perplexity": float(perplexity[0])} for use, perplexity in used
         ],
+        tokens=sum(map(len, written)) / len(codes),
+        chunk=chunk,
         action=actions * scale,
         decoded=decoded,
-        codes=codes,
+        codes=written,
         num_codes=model.config.codes,
     )
 
 
+def _written(model: Tokenizer, codes: Int[np.ndarray, "n M"]) -> list[Int[np.ndarray, " m"]]:
+    """Returns the codes written with each codebook."""
+    if isinstance(model, FastTokenizer):
+        return [codes[np.asarray(model.room(jnp.asarray(codes)))[:, :-1] > 0]]
+    return list(codes.T)
+
+
 def score(
-    model: ActionTokenizer,
+    model: Tokenizer,
     statistics: Statistics,
     metadata: Mapping[str, Any],
-    actions: Float[np.ndarray, "n A"],
+    actions: Float[np.ndarray, "n HA"],
 ) -> dict[str, float]:
     """The scalars of ``precision``, named for a log: ``mse``, ``rmse_dx_m``, ``use_0``, ..."""
     found = precision(model, statistics, metadata, actions)
@@ -104,6 +123,8 @@ def as_table(found: Precision) -> str:
         f"codebook {q}: {book['use']:.0%} of the codes used, perplexity {book['perplexity']:.0f}"
         for q, book in enumerate(found.codebooks)
     )
+    if found.chunk > 1:
+        lines[-1] += f"; {found.tokens:.1f} tokens for {found.chunk} actions"
     return "\n".join(lines)
 
 
@@ -116,7 +137,9 @@ def write_precision(found: Precision, out: Path) -> None:
         summary = {
             "mse": found.mse,
             "variance": found.variance,
-            "actions": len(found.action),
+            "actions": len(found.action),  # each counted in every chunk that it is part of
+            "chunk": found.chunk,
+            "tokens": found.tokens,
             "dimensions": found.rows,
             "codebooks": found.codebooks,
         }
@@ -140,7 +163,7 @@ def _plot(found: Precision, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    dims, books = len(found.rows), found.codes.shape[-1]
+    dims, books = len(found.rows), len(found.codes)
     columns = max(dims, books)
     figure, axes = plt.subplots(3, columns, figsize=(3.2 * columns, 8.4), squeeze=False)
     shown = np.random.default_rng(0).permutation(len(found.action))[:4000]
@@ -159,13 +182,13 @@ def _plot(found: Precision, path: Path) -> None:
         axes[1, d].ticklabel_format(axis="x", scilimits=(-3, 3))
     axes[1, 0].legend(fontsize=8)
     for q, book in enumerate(found.codebooks):
-        counts = np.sort(np.bincount(found.codes[:, q], minlength=found.num_codes))[::-1]
+        counts = np.sort(np.bincount(found.codes[q], minlength=found.num_codes))[::-1]
         axes[2, q].bar(
             np.arange(found.num_codes), counts / counts.sum(), width=1, color="tab:green"
         )
         title = f"codebook {q + 1}: {book['use']:.0%} used, perplexity {book['perplexity']:.0f}"
         axes[2, q].set_title(title, fontsize=10)
-        axes[2, q].set(xlabel="codes, by use", ylabel="share of actions" if q == 0 else "")
+        axes[2, q].set(xlabel="codes, by use", ylabel="share of tokens" if q == 0 else "")
         axes[2, q].set_yscale("log")
     for row_axes, used in zip(axes, (dims, dims, books), strict=True):
         for axis in row_axes[used:]:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from mllm_act.tokenizer import quantizer
 from mllm_act.tokenizer.autoencoder import ActionTokenizer
+from mllm_act.tokenizer.kinds import Tokenizer
 from mllm_act.tokenizer.quantizer import Codebooks
 
 
@@ -147,14 +148,14 @@ def batch_indices(n: int, batch_size: int, first: int, count: int, seed: int) ->
 
 
 def reconstruct(
-    model: ActionTokenizer, actions: Float[np.ndarray, "n A"], chunk: int = 4096
+    model: Tokenizer, actions: Float[np.ndarray, "n HA"], together: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decoded actions float32[n, A] and codes int32[n, Q] of normalised actions, in chunks."""
+    """Decoded chunks float32[n, H*A] and codes int32[n, M] of normalised ones, so many at a time."""
     graph, variables = nnx.split(model)
     decoded, codes = [], []
-    for start in range(0, len(actions), chunk):
-        part = actions[start : start + chunk]
-        padded = np.resize(part, (min(chunk, len(actions)), part.shape[-1]))
+    for start in range(0, len(actions), together):
+        part = actions[start : start + together]
+        padded = np.resize(part, (min(together, len(actions)), part.shape[-1]))
         one = jax.device_get(_reconstruct(graph, variables, padded))
         decoded.append(one[0][: len(part)])
         codes.append(one[1][: len(part)])

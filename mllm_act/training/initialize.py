@@ -1,5 +1,6 @@
 """The first parameters of a run, each array made or read straight into its place on the devices."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -78,18 +79,19 @@ def _action_rows(
     arrays: Mapping[str, jax.Array], wanted: Wanted, model: MLLMConfig
 ) -> dict[str, jax.Array]:
     """Takes an adapter's own rows of embedding and head from the pretrained rows that they write over."""
-    rows = {}
-    for own, table in (
-        ("adapter/embedding", "mllm/language/embedding"),
-        ("adapter/head", f"mllm/language/{'embedding' if model.language.tied else 'head'}"),
-    ):
-        if own in wanted:  # regression has none
-            first, count = model.language.action_tokens, wanted[own].shape[0]
+    rows, language = {}, model.language
+    tables = {"embedding": "embedding", "head": "embedding" if language.tied else "head"}
+    for path in wanted:
+        if not re.fullmatch("adapters/[^/]+/head", path):
+            continue  # adapters without a head over vocabulary rows start from scratch
+        for own, table in tables.items():
+            place = wanted[path.removesuffix("head") + own]
+            first, count = language.action_tokens, place.shape[0]
             take = jax.jit(
                 lambda x, first=first, count=count: x[first : first + count].astype(jnp.float32),
-                out_shardings=wanted[own].sharding,
+                out_shardings=place.sharding,
             )
-            rows[own] = take(arrays[table])
+            rows[path.removesuffix("head") + own] = take(arrays[f"mllm/language/{table}"])
     return rows
 
 

@@ -54,6 +54,7 @@ def estimate(
     trained: Any,
     frozen: Any,
     batch_per_device: int,
+    cameras: int,
     context: int,
     prompt_tokens: int,
     tokens_per_action: int,
@@ -65,6 +66,7 @@ def estimate(
       trained: a tree of ``jax.ShapeDtypeStruct`` with shardings, those of a ``PolicyNetwork``'s trained parameters.
       frozen: the rest of them.
       batch_per_device: windows that one device gets.
+      cameras: whose images the model sees.
       context: T.
       prompt_tokens: N.
       tokens_per_action: M.
@@ -73,12 +75,10 @@ def estimate(
     one_each = sum(_count(leaf) * 4.0 for leaf in moved.values())
     weights = sum(_count(leaf) * _held_bytes(leaf) for leaf in (*moved.values(), *held.values()))
     kept = _kept_by_model(
-        config, set(moved), batch_per_device, context, prompt_tokens, tokens_per_action
+        config, set(moved), batch_per_device, cameras, context, prompt_tokens, tokens_per_action
     )
-    tokens = prompt_tokens + context * (
-        config.latents_per_image * len(config.cameras) + tokens_per_action
-    )
-    images = batch_per_device * context * len(config.cameras)
+    tokens = prompt_tokens + context * (config.latents_per_image * cameras + tokens_per_action)
+    images = batch_per_device * context * cameras
     through_vision = any(path.startswith("mllm/vision/") for path in moved)
     working = max(
         (2 if through_vision else 0.5) * _kept_by_vision_block(config, images),
@@ -147,7 +147,13 @@ def _kept(function: Callable[..., Any], *args: Any) -> int:
 
 
 def _kept_by_model(
-    config: MLLMConfig, trained: set[str], b: int, t: int, n: int, tokens_per_action: int
+    config: MLLMConfig,
+    trained: set[str],
+    b: int,
+    cameras: int,
+    t: int,
+    n: int,
+    tokens_per_action: int,
 ) -> int:
     """Counts what teacher-forced training keeps of one device's share of a batch."""
     abstract = nnx.eval_shape(lambda: MLLM(config, nnx.Rngs(0)))
@@ -155,7 +161,7 @@ def _kept_by_model(
     graph, moved, held = nnx.split(abstract, chosen, ...)  # type: ignore[misc]
     fed = tokens_per_action - (config.history == "observations")
     size, array = config.vision.image_size, jax.ShapeDtypeStruct
-    images = {c: array((b, t, size, size, 3), jnp.uint8) for c in config.cameras}
+    images = {str(c): array((b, t, size, size, 3), jnp.uint8) for c in range(cameras)}
     sequence = (array((b, n), jnp.int32), array((b, n), bool), array((b, t), bool))
     key = jax.eval_shape(lambda: jax.random.key(0))
 

@@ -30,9 +30,7 @@ def test_acting_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("bridge", [("perceiver",), ("projector",), ("projector", "perceiver")])
 def test_the_formula_agrees_with_xlas_count(bridge: tuple[str, ...]) -> None:
     """XLA also counts resizing, norms, softmax and activations: up to a fifth of so small a model."""
-    config = dataclasses.replace(
-        presets.get("tiny").model, cameras=(synthetic.CAMERA,), bridge=bridge
-    )
+    config = dataclasses.replace(presets.get("tiny").model, bridge=bridge)
     # XLA counts the body of a loop over layers once, so there is one layer of each kind.
     config = dataclasses.replace(
         config,

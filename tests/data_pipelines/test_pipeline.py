@@ -107,6 +107,52 @@ def test_padding_is_zero(directory: Path) -> None:
             assert not values[~batch["mask"]].any()
 
 
+def chunks_written(episode: int, length: int, chunk: int) -> np.ndarray:
+    """[length, chunk, A] of an episode as tiny_rlds wrote it, its last action repeated."""
+    stored = [step["action"] for step in tiny_rlds.episode(episode, length)["steps"]]
+    ahead = stored + [stored[-1]] * chunk
+    return np.array([ahead[step : step + chunk] for step in range(length)])
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 9])  # longer than a window; longer than any episode
+def test_chunks_are_the_whole_episodes(directory: Path, chunk: int) -> None:
+    """Training cuts windows at random offsets: a step's chunk is the same wherever they cut."""
+    flat = [length for of_file in LENGTHS for length in of_file]
+    written = [chunks_written(episode, length, chunk) for episode, length in enumerate(flat)]
+    batches = train(directory, chunk=chunk)
+    every_step = EvalBatches(open_dataset(directory), "train", batch_size=4, context=3, chunk=chunk)
+    for batch in [*(next(batches) for _ in range(12)), *every_step]:
+        assert batch["action"].shape == (4, 3, chunk * 4) and batch["action"].dtype == np.float32
+        assert not batch["action"][~batch["mask"]].any()
+        found = batch["action"][batch["mask"]].reshape(-1, chunk, 4)
+        for (episode, step), one in zip(steps(batch), found, strict=True):
+            np.testing.assert_array_equal(one, written[episode][step])
+
+
+def test_chunks_change_nothing_else(directory: Path) -> None:
+    """Their first action is the action itself, and the order is that without chunks."""
+    plain, one, some = (train(directory, **more) for more in ({}, {"chunk": 1}, {"chunk": 3}))
+    for _ in range(12):
+        expected, found = next(plain), next(some)
+        assert same(expected, next(one))
+        assert same(expected, {**found, "action": found["action"][..., :4]})
+    state = some.state()
+    assert plain.state() == one.state() == {**state, "chunk": 1}
+
+
+def test_chunks_count_as_memory(directory: Path) -> None:
+    one, many = train(directory), train(directory, chunk=1000)
+    assert many.shuffle_windows < one.shuffle_windows / 10
+    assert many.host_memory_mb > one.host_memory_mb
+
+
+@pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
+def test_chunk_without_an_action(directory: Path, kind: type) -> None:
+    more = {"seed": 0} if kind is TrainBatches else {}
+    with pytest.raises(UserError, match="config.chunk: expected at least 1.*found 0"):
+        kind(open_dataset(directory), "train", batch_size=4, context=3, chunk=0, **more)
+
+
 def test_order_follows_the_seed(directory: Path) -> None:
     def first_epoch(seed: int) -> list[tuple[int, int]]:
         batches = train(directory, seed=seed)
@@ -141,14 +187,15 @@ def test_processes_read_disjoint_files_that_are_all(directory: Path, count: int)
     )
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("taken", [0, 2, 5, 11])  # 11 batches of 4 windows are past an epoch's end
-def test_restored_iterator_continues_bit_for_bit(directory: Path, taken: int) -> None:
-    whole = train(directory)
+def test_restored_iterator_continues_bit_for_bit(directory: Path, taken: int, chunk: int) -> None:
+    whole = train(directory, chunk=chunk)
     for _ in range(taken):
         next(whole)
     state = json.loads(json.dumps(whole.state()))
     assert len(json.dumps(state)) < 500
-    resumed = train(directory)
+    resumed = train(directory, chunk=chunk)
     resumed.restore(state)
     assert resumed.state() == state
     for _ in range(8):
@@ -172,8 +219,25 @@ def test_restore_in_another_process_is_the_same(directory: Path) -> None:
     assert out == b"".join(next(batches)["images"]["corner4"].tobytes() for _ in "ab")
 
 
+def test_a_state_of_before_there_were_chunks(directory: Path) -> None:
+    batches = train(directory)
+    next(batches)
+    state = {key: value for key, value in batches.state().items() if key != "chunk"}
+    resumed = train(directory)
+    resumed.restore(state)
+    assert same(next(resumed), next(batches))
+    with pytest.raises(UserError, match="chunk: expected 1 .* found 2"):
+        train(directory, chunk=2).restore(state)
+
+
 @pytest.mark.parametrize(
-    ("change", "key"), [({"seed": 1}, "seed"), ({"context": 2}, "context"), ({}, "fingerprint")]
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"context": 2}, "context"),
+        ({"chunk": 2}, "chunk"),
+        ({}, "fingerprint"),
+    ],
 )
 def test_restore_rejects_another_order(
     directory: Path, tmp_path: Path, change: dict[str, Any], key: str

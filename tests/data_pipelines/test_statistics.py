@@ -1,5 +1,6 @@
 """Statistics equal numpy's, are kept by content, and give an exact normalisation."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -125,6 +126,46 @@ def test_constant_dimension_is_zero_and_comes_back() -> None:
     np.testing.assert_array_equal(found.normalize_action(action), [[0, -1], [0, 1]])
     np.testing.assert_array_equal(found.unnormalize_action(found.normalize_action(action)), action)
     np.testing.assert_array_equal(found.normalize_proprio(action)[:, 0], 0)
+
+
+@settings(deadline=None)
+@given(arrays, st.integers(1, 5))
+def test_chunks_are_normalised_action_by_action(action: np.ndarray, chunk: int) -> None:
+    found = made_of(action, action[:, :1])
+    of_chunks = found.chunked(chunk)
+    assert Statistics.from_dict(json.loads(json.dumps(of_chunks.to_dict()))) == of_chunks
+    assert dataclasses.replace(of_chunks, action=found.action) == found
+    for name in ("normalize_action", "unnormalize_action"):
+        expected = getattr(found, name)(action)
+        chunks = getattr(of_chunks, name)(np.tile(action, chunk))
+        np.testing.assert_array_equal(chunks, np.tile(expected, chunk))
+
+
+def test_chunk_of_one_is_the_action(directory: Path) -> None:
+    dataset = open_dataset(directory)
+    assert statistics(dataset).chunked(1) == statistics(dataset)
+    actions = read_actions(dataset, "train")
+    np.testing.assert_array_equal(actions.chunked(1), actions.action)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 9])  # 9 is longer than any of the episodes
+def test_chunks_hold_what_follows_in_the_episode(directory: Path, chunk: int) -> None:
+    expected = []
+    for index, length in enumerate([4, 1, 7, 3]):
+        stored = [step["action"] for step in tiny_rlds.episode(index, length)["steps"]]
+        ahead = stored + [stored[-1]] * chunk
+        expected += [ahead[step : step + chunk] for step in range(length)]
+    found = read_actions(open_dataset(directory), "train").chunked(chunk)
+    assert found.dtype == np.float32 and found.shape == (15, chunk * 4)
+    np.testing.assert_array_equal(found.reshape(15, chunk, 4), expected)
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunk_without_an_action(directory: Path, chunk: int) -> None:
+    dataset = open_dataset(directory)
+    for part in (statistics(dataset), read_actions(dataset, "train")):
+        with pytest.raises(UserError, match=f"config.chunk: expected at least 1.*found {chunk}"):
+            part.chunked(chunk)
 
 
 def test_under_jit_equal_to_numpy() -> None:

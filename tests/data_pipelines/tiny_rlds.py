@@ -18,6 +18,18 @@ METADATA = {
 }
 
 
+def metadata(action_dim: int) -> dict[str, Any]:
+    """What an environment of so many actions says of them; ``METADATA`` for its 4."""
+    if action_dim == 4:
+        return METADATA
+    return {
+        "name": f"tiny{action_dim}",
+        "action_names": [f"a{dimension}" for dimension in range(action_dim)],
+        "action_units": ["m"] * action_dim,
+        "action_scale": [0.01] * action_dim,
+    }
+
+
 def features(action_dim: int = 4, size: int = 16) -> tfds.features.FeaturesDict:
     vector = tfds.features.Tensor(shape=(action_dim,), dtype=np.float32)
     image = tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
@@ -116,14 +128,16 @@ def write(
         data_dir=directory,
         features=layout,
         split_infos=infos,
-        metadata=tfds.core.MetadataDict(METADATA),
+        metadata=tfds.core.MetadataDict(metadata(action_dim)),
     )
     return directory
 
 
-def write_lengths(directory: Path, lengths: Sequence[Sequence[int]], size: int = 16) -> Path:
+def write_lengths(
+    directory: Path, lengths: Sequence[Sequence[int]], size: int = 16, action_dim: int = 4
+) -> Path:
     """Writes a ``train`` split of episodes of these lengths (a list a file), and a ``val``."""
     index = iter(range(10_000))
-    files = [[episode(next(index), n, size=size) for n in of_file] for of_file in lengths]
-    val = [[episode(next(index), 5, size=size)]]
-    return write(directory, {"train": files, "val": val}, size=size)
+    files = [[episode(next(index), n, action_dim, size) for n in of_file] for of_file in lengths]
+    val = [[episode(next(index), 5, action_dim, size)]]
+    return write(directory, {"train": files, "val": val}, action_dim, size)

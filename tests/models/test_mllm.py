@@ -145,12 +145,12 @@ def test_what_acts_has_no_factors_and_the_dtype_it_computes_in(weights: str) -> 
     assert {leaf.dtype for leaf in matrices.values()} == {jnp.dtype("bfloat16")}
 
 
-def test_latents_of_all_cameras_are_in_the_order_of_the_config() -> None:
+def test_latents_of_all_cameras_are_in_the_order_of_their_names() -> None:
     model = tiny.mllm()
     images = tiny.images(size=10)  # resized
     latents = model.latents(images)
     assert latents.shape == (B, T, 8, D)
-    swapped = model.latents({"front": images["wrist"], "wrist": images["front"]})
+    swapped = model.latents({"wrist": images["front"], "front": images["wrist"]})
     np.testing.assert_allclose(swapped[:, :, :4], latents[:, :, 4:], atol=1e-6)
 
 

@@ -45,7 +45,6 @@ def test_llavas_logits_and_generation_with_several_images() -> None:
                 vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
                 epsilon=hugging_face.EPSILON,
             ),
-            cameras=("front",),
             dtype="float32",
         ),
         nnx.Rngs(0),

@@ -35,7 +35,6 @@ def mllm(**changes: Any) -> MLLM:
             vocabulary=32, action_tokens=16, width=D, layers=2, heads=4, kv_heads=2, mlp_width=48,
             lora=LoRA(targets="q|down", rank=2, alpha=4.0),
         ),
-        "cameras": CAMERAS,
         "dtype": "float32",
         **changes,
     }  # fmt: skip

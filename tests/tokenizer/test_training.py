@@ -65,10 +65,10 @@ def test_the_same_seed_gives_the_same_tokenizer() -> None:
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_reconstruction_does_not_depend_on_the_chunk() -> None:
+def test_reconstruction_does_not_depend_on_how_many_are_done_together() -> None:
     model, _ = trained(50)
     whole, codes = training.reconstruct(model, actions())
-    parts, codes_of_parts = training.reconstruct(model, actions(), chunk=64)
+    parts, codes_of_parts = training.reconstruct(model, actions(), together=64)
     np.testing.assert_array_equal(codes, codes_of_parts)
     np.testing.assert_allclose(whole, parts, atol=1e-6)
 

@@ -22,7 +22,6 @@ CONFIG = dataclasses.replace(
     TINY,
     language=dataclasses.replace(TINY.language, tied=False, lora=LoRA(rank=2)),
     weights="float8",
-    cameras=("front",),
 )
 
 
@@ -39,7 +38,7 @@ class Network(nnx.Module):
     def __init__(self, config: MLLMConfig) -> None:
         rngs = nnx.Rngs(0)
         self.mllm = MLLM(config, rngs)
-        self.adapter = Rows(config.language.width, rngs)
+        self.adapters = nnx.Dict(arm=Rows(config.language.width, rngs))
 
 
 def wanted(config: MLLMConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -59,13 +58,13 @@ def test_arrays_come_from_the_folder_from_what_is_given_or_from_chance(
 ) -> None:
     path, weights = there
     like = wanted(CONFIG)
-    given = {"adapter/bias": jnp.arange(float(K))}
+    given = {"adapters/arm/bias": jnp.arange(float(K))}
     found = initialize.parameters(lambda: Network(CONFIG), like, given, CONFIG, path)
     assert found.keys() == like.keys()
     for name, array in found.items():
         assert (array.shape, array.dtype) == (like[name].shape, like[name].dtype), name
         assert array.sharding == like[name].sharding, name
-    np.testing.assert_array_equal(found["adapter/bias"], np.arange(K))
+    np.testing.assert_array_equal(found["adapters/arm/bias"], np.arange(K))
     for name in ("language/embedding", "language/norm/scale", "vision/position"):
         np.testing.assert_array_equal(
             found[f"mllm/{name}"], weights[name].astype(like[f"mllm/{name}"].dtype)
@@ -78,7 +77,7 @@ def test_arrays_come_from_the_folder_from_what_is_given_or_from_chance(
     rows = slice(CONFIG.language.action_tokens, CONFIG.language.action_tokens + K)
     for name in ("embedding", "head"):
         np.testing.assert_array_equal(
-            found[f"adapter/{name}"], weights[f"language/{name}"][rows].astype(np.float32)
+            found[f"adapters/arm/{name}"], weights[f"language/{name}"][rows].astype(np.float32)
         )
 
 
@@ -90,7 +89,7 @@ def test_a_tied_models_action_rows_are_the_embeddings_twice(tmp_path: Path) -> N
     found = initialize.parameters(
         lambda: Network(config), wanted(config), {}, config, tmp_path / "tied"
     )
-    np.testing.assert_array_equal(found["adapter/head"], found["adapter/embedding"])
+    np.testing.assert_array_equal(found["adapters/arm/head"], found["adapters/arm/embedding"])
 
 
 def test_weights_that_fit_but_compute_otherwise_are_refused(

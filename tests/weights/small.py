@@ -48,7 +48,6 @@ def config(**changes: Any) -> MLLMConfig:
             vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
             epsilon=hugging_face.EPSILON, context=64,
         ),
-        cameras=("front",),
         dtype="float32",
     )  # fmt: skip
     parts = {"vision": {}, "language": {}, "": {}}

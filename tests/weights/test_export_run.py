@@ -36,8 +36,8 @@ def save_run(
     trained, still = map(rules.flatten, parts)
     meta = {
         "network": dataclasses.asdict(description),
-        "statistics": STATISTICS.to_dict(),
-        "prompt": Prompt("{instruction}", small.tokenizer().to_str(), 8).to_dict(),
+        "statistics": {"arm": STATISTICS.to_dict()},
+        "prompt": {"arm": Prompt("{instruction}", small.tokenizer().to_str(), 8).to_dict()},
         "pretrained": [{"source": "owner/model@main", "revision": "a" * 40}],
         "frozen": frozen.save(workdir, still),
     }
@@ -52,13 +52,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> tuple[networks.PolicyNet
         preset="small",
         model=small.config(bridge=("projector", "perceiver"), language_lora=small.LORA),
         trained=LORA_AND_ADAPTER,
-        adapter="uniform",
-        context=1,
-        hidden=8,
-        bins=4,
-        tokenizer=None,
+        embodiments={"arm": networks.Embodiment("uniform", ("front",), 1, 1, 8, 4, None)},
     )
-    network = small.random(lambda: networks.build(description, STATISTICS, nnx.Rngs(0)))
+    statistics = {"arm": STATISTICS}
+    network = small.random(lambda: networks.build(description, statistics, nnx.Rngs(0)))
     save_run(network, description, workdir)
     return network, workdir
 
@@ -76,10 +73,10 @@ def test_a_policy_as_llava_with_what_is_its_own_beside_and_its_lora_on_the_base(
     np.testing.assert_allclose(small.their_logits(theirs), expected, atol=1e-4)
 
     arrays = small.arrays(network)
-    own = {path for path in arrays if path.startswith(("adapter/", "mllm/bridge/perceiver/"))}
+    own = {path for path in arrays if path.startswith(("adapters/", "mllm/bridge/perceiver/"))}
     beside = safetensors.read(tmp_path / "full" / "mllm_act.safetensors")
     assert beside.keys() == {path.removeprefix("mllm/") for path in own}
-    np.testing.assert_array_equal(beside["adapter/head"].read(), arrays["adapter/head"])
+    np.testing.assert_array_equal(beside["adapters/arm/head"].read(), arrays["adapters/arm/head"])
 
     model = export_hf.from_run(workdir / "checkpoints" / "7")
     export_hf.export_model(model, tmp_path / "lora", lora=True)

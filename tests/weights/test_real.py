@@ -59,9 +59,7 @@ def config() -> MLLMConfig:
     """The preset in float32, without what is not pretrained."""
     made = presets.get(pretrained.PRESET).model
     language = dataclasses.replace(made.language, lora=None)
-    return dataclasses.replace(
-        made, language=language, weights="float32", dtype="float32", cameras=("front",)
-    )
+    return dataclasses.replace(made, language=language, weights="float32", dtype="float32")
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +129,9 @@ def test_the_tokenizer_gives_the_ids_of_transformers(made: Path, gguf: dict[str,
     for text in STRINGS:
         same(text)
         assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
-    # Any text, such as control characters that the vocabulary has no bytes for. Numbers other than ASCII's are left out:
-    # SmolLM2 sets each of them apart (`Digits`; llama.cpp's pre-tokenizer `smollm` splits at \p{N}), and Transformers
-    # forgets that when it reads a GGUF file.
+    # Any text, such as control characters that the vocabulary has no bytes for. Numbers other than ASCII's are left
+    # out: SmolLM2 sets each of them apart (`Digits`; llama.cpp's pre-tokenizer `smollm` splits at \p{N}), and
+    # Transformers forgets that when it reads a GGUF file.
     letters = st.characters(exclude_categories=("N", "Cs"), include_characters="0123456789")
     settings(max_examples=200, deadline=None)(given(st.text(letters, max_size=40))(same))()
     assert [ours.id_to_token(i) for i in ours.encode(" ¼").ids] == ["Ġ", "Â¼"]

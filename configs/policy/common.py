@@ -1,0 +1,66 @@
+"""What the configs of all environments have in common: every key there is, with its value where they say nothing.
+
+Variants: the adapter; then ``,preset=NAME``: ``tiny``, all of it trained from scratch, or ``smollm2_vit_s`` or
+``llava_1_5_7b``, of which LoRA, Perceiver and adapter are trained and the rest is pretrained: ``make pretrained`` or
+``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904, appendix, table 3, where
+it states them.
+"""
+
+from ml_collections.config_dict import ConfigDict, placeholder
+
+from mllm_act.errors import UserError
+from mllm_act.models import presets
+
+
+def get_config(variant: str) -> ConfigDict:
+    """Returns the config of ``adapter[,preset=NAME]``; an environment's own adds its data, prompt and lengths."""
+    adapter, *options = variant.split(",")
+    chosen = dict(option.partition("=")[::2] for option in options)
+    if set(chosen) - {"preset"}:
+        raise UserError(
+            f"--config=...:{variant}: expected ADAPTER or ADAPTER,preset=NAME, found {options}"
+        )
+
+    config = ConfigDict()
+    config.seed = 0
+    config.adapter = adapter
+    config.preset = chosen.get("preset", "tiny")
+    # A folder of mllm_act.import_hf, "" for random weights.
+    starts_from = presets.get(config.preset).text_tokenizer
+    config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
+    # Of the model. "" and None: as the preset has it.
+    config.bridge = ""  # projector, perceiver, or both in their order with a comma
+    config.weights = ""  # how frozen matrices are held: float32, bfloat16 or float8
+    config.remat = ""  # what the backward pass computes again: none, projections or full
+    config.lora = ConfigDict({
+        "targets": "", "rank": placeholder(int), "alpha": placeholder(float), "dropout": placeholder(float),
+    })  # fmt: skip
+    config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
+
+    # Of the embodiment; see mllm_act/embodiments.py.
+    config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
+    config.prompt_tokens = 48  # prompts are padded to this many tokens
+    config.chunk = 8 if adapter == "fast" else 1  # how many actions one decision holds
+    config.actions = ()  # names of discrete actions; (): the environment's own
+    config.hidden = 2048  # width of the MLP of regression and categorical
+    config.bins = 512  # of the uniform adapter, a dimension
+    config.tokenizer = ""  # workdir of train_tokenizer; needed by vq, rvq and fast
+
+    config.data = ConfigDict()
+    config.data.directory = ""
+    config.data.context = 3  # steps of a window
+    config.data.batch_size = 32  # windows over all processes and devices
+    config.data.shuffle_megabytes = 256
+
+    config.epochs = 3.0  # over the steps of the demonstrations
+    config.steps = placeholder(int)  # updates; where given, it overrides epochs
+    config.optimizer = ConfigDict({
+        "learning_rate": 3e-4, "warmup": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "max_grad_norm": 1.0,
+    })  # fmt: skip
+
+    config.log_every = 20
+    config.validate_every = 500
+    config.validation_windows = 256  # the paper validates on 1,024
+    config.checkpoint_every = 500
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return config

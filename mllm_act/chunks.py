@@ -1,0 +1,81 @@
+"""Acting with chunks: what is kept of those decided so far, and the action to take now.
+
+A chunk is H actions of one decision. They are carried out one after the other and then a new one is
+decided, or a new one is decided at every step and what all of them say of this step is averaged:
+temporal ensembling (Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost
+Hardware", arXiv 2304.13705, algorithm 2). At each step, for B episodes at once, all under jit:
+
+    plan = forget(plan, first)               # episodes that begin
+    now = due(plan)                          # bool[B]: which need a new chunk
+    plan = push(plan, new_chunk, now)        # the others' rows of new_chunk are not read
+    action, plan = take(plan, decay)
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class Plan:
+    """The newest P chunks of each of B episodes, the oldest first: P is H with ensembling, else 1."""
+
+    chunks: Float[Array, "B P H A"]
+    age: Int[
+        Array, "B P"
+    ]  # how many of a chunk's actions are in the past; H: there is no such chunk
+
+
+def start(batch: int, chunk: int, actions: int, ensembling: bool) -> Plan:
+    """Returns a plan without chunks, for ``batch`` episodes of ``actions`` numbers a step."""
+    kept = chunk if ensembling else 1
+    return Plan(
+        chunks=jnp.zeros((batch, kept, chunk, actions), jnp.float32),
+        age=jnp.full((batch, kept), chunk, jnp.int32),
+    )
+
+
+def forget(plan: Plan, first: Bool[Array, " B"]) -> Plan:
+    """Returns the plan with no chunks left in the episodes that begin."""
+    none = plan.chunks.shape[2]
+    return Plan(plan.chunks, jnp.where(first[:, None], none, plan.age))
+
+
+def due(plan: Plan) -> Bool[Array, " B"]:
+    """Tells where a chunk has to be decided now: where none is left; everywhere with ensembling."""
+    kept, chunk = plan.chunks.shape[1:3]
+    return (plan.age[:, -1] >= chunk) | (kept > 1)
+
+
+def push(plan: Plan, chunk: Float[Array, "B C"], due: Bool[Array, " B"]) -> Plan:
+    """Takes a new chunk of C = H * A numbers in, time first, where it is due; the oldest goes."""
+    new = chunk.reshape(plan.chunks[:, :1].shape).astype(plan.chunks.dtype)
+    chunks = jnp.concatenate([plan.chunks[:, 1:], new], axis=1)
+    age = jnp.concatenate([plan.age[:, 1:], jnp.zeros_like(plan.age[:, :1])], axis=1)
+    return Plan(
+        chunks=jnp.where(due[:, None, None, None], chunks, plan.chunks),
+        age=jnp.where(due[:, None], age, plan.age),
+    )
+
+
+def take(plan: Plan, decay: float | None) -> tuple[Float[Array, "B A"], Plan]:
+    """Returns this step's action and the plan one step on; each episode needs a chunk not used up.
+
+    Without ensembling the action is the chunk's own number to the bit, so that the index of a
+    discrete action passes. With it, it is the mean of what the chunks that reach this step say of
+    it, weighted by exp(-decay * i), i = 0 for the oldest of them; ACT's code has 0.01. ``decay`` is
+    read with ensembling only.
+    """
+    kept, chunk = plan.chunks.shape[1:3]
+    place = jnp.minimum(plan.age, chunk - 1)[:, :, None, None]
+    says = jnp.take_along_axis(plan.chunks, place, axis=2)[:, :, 0]
+    later = Plan(plan.chunks, jnp.minimum(plan.age + 1, chunk))
+    if kept == 1:
+        return says[:, 0], later
+    assert decay is not None, "ensembling needs a decay"
+    exists = plan.age < chunk
+    number = jnp.cumsum(exists, axis=1) - 1
+    # Softmax of the exponents: a negative decay, which favours the newest, does not overflow.
+    weights = jax.nn.softmax(jnp.where(exists, -decay * number, -jnp.inf), axis=1)[..., None]
+    return jnp.where(exists[..., None], weights * says, 0).sum(axis=1), later
