@@ -140,7 +140,7 @@ def _check_tokenizer(
         raise UserError(
             f"{key}.tokenizer={config.tokenizer}: expected one for the adapter {config.adapter!r} and chunks of "
             f"{config.chunk} actions, found one for {kind!r} and chunks of {chunk}; train it with "
-            f"--config=configs/tokenizer/...:{config.adapter},chunk={config.chunk}, or set {key}.adapter and {key}.chunk"
+            f"--config=configs/tokenizer/...:{config.adapter},chunk={config.chunk}, or set {key}.chunk={chunk}"
         )
     for name in ("name", "action_names", "action_scale"):
         expected, found = dataset.metadata[name], tokenizer.metadata[name]

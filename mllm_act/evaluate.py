@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from mllm_act import envs
 from mllm_act.envs import play
@@ -33,18 +35,27 @@ from mllm_act.training import checkpoint
 
 
 def rollout(
-    policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int
+    policy: Policy,
+    pool: EnvPool,
+    episodes: list[Episode],
+    horizon: int,
+    key: PRNGKeyArray | None = None,
 ) -> Iterator[Episode]:
-    """Plays all episodes with the policy, filling in their results, and yields each when it ends."""
-    memory = policy.start(pool.num_envs)
+    """Plays all episodes with the policy, filling in their results, and yields each when it ends.
+
+    With a key actions are drawn from the policy's distribution; without it they are its likeliest.
+    """
+    memory, step = policy.start(pool.num_envs), 0
 
     def decide(
         playing: Mapping[int, Episode], fresh: Sequence[int], seen: EnvObservation
     ) -> np.ndarray:
-        nonlocal memory
+        nonlocal memory, step
         first = np.isin(np.arange(pool.num_envs), fresh)
         texts = seen["instruction"].tolist()
-        action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory)
+        draw = None if key is None else jax.random.fold_in(key, step)
+        action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory, draw)
+        step += 1
         return action[sorted(playing)]
 
     yield from play.play(pool, episodes, horizon, decide, "evaluate")
@@ -140,6 +151,9 @@ def arguments() -> argparse.ArgumentParser:
         help="simulator processes (default: one a core)",
     )
     add(
+        "--sample", action="store_true", help="draw actions by their probability, not the likeliest"
+    )
+    add(
         "--ensembling",
         type=float,
         metavar="DECAY",
@@ -177,14 +191,16 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
         with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
-            for episode in rollout(policy, pool, episodes, horizon):
+            draw = jax.random.key(args.seed) if args.sample else None
+            for episode in rollout(policy, pool, episodes, horizon, draw):
                 if episode.frames is not None:
                     write_video(Path(scratch, "videos"), episode, spec.control_hz)
         rows = summarize(episodes)
         summary = {
             "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
             "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
-            "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs, "tasks": rows,
+            "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs,
+            "tasks": rows,
         }  # fmt: skip
         write_results(Path(scratch), episodes, rows, summary)
         publish(Path(scratch), out)

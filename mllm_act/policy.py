@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mllm_act import chunks
 from mllm_act import network as networks
@@ -157,8 +157,9 @@ class Policy:
         instructions: Sequence[str],
         first: Bool[np.ndarray, " B"],
         memory: Memory,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[np.ndarray, "B A"], Memory]:
-        """Decides the next action of each episode, greedily.
+        """Decides the next action of each episode.
 
         Args:
           images: the newest frame of each camera, as the simulator drew it.
@@ -166,6 +167,7 @@ class Policy:
           instructions: one sentence an episode.
           first: which episodes begin with this observation; what was remembered of their slot is forgotten.
           memory: from ``start`` or the last ``act``; it is used up.
+          key: draws from the policy's distribution; without it decoding is greedy. Regression has no distribution.
 
         Returns:
           Actions in the environment's own numbers, and the new memory.
@@ -218,6 +220,7 @@ class Policy:
             exists,
             first,
             memory,
+            key,
         )
         return np.asarray(action), memory
 
@@ -248,6 +251,7 @@ class Policy:
         exists: Bool[Array, "B N"],
         first: Bool[Array, " B"],
         memory: Memory,
+        key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B A"], Memory]:
         network = self._network(parameters)
         newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
@@ -269,7 +273,7 @@ class Policy:
         due = chunks.due(plan)
 
         def decide() -> tuple[Array, Array]:
-            tokens = network.act(ids, exists, latents, step_mask, proprio, past)
+            tokens = network.act(ids, exists, latents, step_mask, proprio, past, key)
             return tokens, network.adapter.decode(tokens)
 
         def wait() -> tuple[Array, Array]:

@@ -8,7 +8,9 @@ Reads what ``evaluate`` and ``train`` left in each folder; writes ``success.csv`
 
 import argparse
 import csv
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,29 +110,39 @@ def plot_success(summaries: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def plot_training(workdirs: dict[str, Path], path: Path) -> None:
-    """Draws loss and the sampled action error over the steps of each run."""
-    first = next(iter(workdirs.values()))
-    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
-    errors = sorted({key for line in lines for key in line if key.startswith("val/error_")})
+    """Draws loss and what is wrong with actions on held-out data, over the steps of each run."""
+    logs = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in workdirs.values()]
+    keys = sorted({key for log in logs for line in log for key in json.loads(line)})
+    # A run of several embodiments has their names between.
+    losses = [key for key in keys if re.fullmatch(r"val/(\w+/)?loss", key)]
+    errors = [key for key in keys if re.fullmatch(r"val/(\w+/)?(error_\w+|wrong_actions)", key)]
     figure, axes = plt.subplots(
         1, 1 + len(errors), figsize=(3.4 * (1 + len(errors)), 3.2), layout="constrained"
     )
     colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    for color, (name, workdir) in zip(colors, workdirs.items(), strict=False):
-        axes[0].plot(*read_metrics(workdir, "train/loss"), color=color, alpha=0.35)
-        axes[0].plot(
-            *read_metrics(workdir, "val/loss"), color=color, marker="o", markersize=3, label=name
-        )
+    for color, (name, workdir) in zip(itertools.cycle(colors), workdirs.items(), strict=False):
+        axes[0].plot(*read_metrics(workdir, "train/loss"), color=color, alpha=0.35, label=name)
+        for key in losses:
+            axes[0].plot(*read_metrics(workdir, key), color=color, marker="o", markersize=3)
         for axis, error in zip(axes[1:], errors, strict=True):
             axis.plot(*read_metrics(workdir, error), color=color, marker="o", markersize=3)
-            _, dimension, unit = error.rsplit("_", 2)
-            axis.set(title=f"mean |error| of {dimension}, {unit}", xlabel="step")
+            axis.set(title=_title(error), xlabel="step")
     axes[0].set(title="loss: training, held-out (dots)", xlabel="step", yscale="log")
     axes[0].legend(frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _title(error: str) -> str:
+    """Returns the title of a plot of ``val/[ENVIRONMENT/]error_NAME_UNIT`` or ``val/[ENVIRONMENT/]wrong_actions``."""
+    *_, environment, key = error.split("/")
+    of = "" if environment == "val" else f" ({environment})"
+    if key == "wrong_actions":
+        return f"share of actions not the expert's{of}"
+    _, dimension, unit = key.rsplit("_", 2)
+    return f"mean |error| of {dimension}, {unit}{of}"
 
 
 def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> None:

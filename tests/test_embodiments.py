@@ -1,6 +1,8 @@
 """Discrete actions and several embodiments through the programs: real BabyAI and Meta-World demonstrations."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from data_pipelines import pipeline, rlds
 from data_pipelines.generate import generate
@@ -16,6 +19,7 @@ from mllm_act import config as configuration
 from mllm_act import network as networks
 from mllm_act import train, train_tokenizer
 from mllm_act.errors import UserError
+from mllm_act.models import presets
 from mllm_act.policy import Policy
 from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
@@ -49,8 +53,8 @@ def babyai(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def discrete(babyai: Path, adapter: str, **overrides: Any) -> Any:
-    given = {"data.directory": str(babyai), "data.context": 4, "prompt_tokens": 64, "steps": 20}
-    given |= {"validate_every": 20, "checkpoint_every": 20, "hidden": 64}
+    given = {"data.directory": str(babyai), "data.context": 4, "prompt_tokens": 64, "steps": 12}
+    given |= {"validate_every": 12, "checkpoint_every": 12, "hidden": 64}
     return configure(f"policy/babyai.py:{adapter}", **{**given, **overrides})
 
 
@@ -80,6 +84,12 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
         mask, proprio = np.ones((1, t + 1), bool), episode["proprio"][:, t]
         tokens = network.act(ids, exists, latents, mask, proprio, past)
         np.testing.assert_array_equal(action, network.adapter.decode(tokens))
+    drawn = set()
+    for seed in range(20):
+        key, memory = jax.random.key(seed), policy.start(1)
+        action, _ = policy.act(images, proprio, [text], np.array([True]), memory, key)
+        drawn.add(float(action[0, 0]))
+    assert len(drawn) > 1 and drawn <= set(range(6))  # so few updates leave more than one likely
 
 
 def test_semlangs_words_and_langs_digits_are_the_text_tokenizers(
@@ -91,8 +101,6 @@ def test_semlangs_words_and_langs_digits_are_the_text_tokenizers(
         train.main(discrete(babyai, adapter, steps=0, actions=names), tmp_path / adapter)
         policy = Policy.load(tmp_path / adapter)
         found[adapter] = policy.embodiment.sequences
-        from tokenizers import Tokenizer
-
         text = Tokenizer.from_str(policy.prompt.tokenizer_json)
         words = [text.decode(ids) for ids in found[adapter]]
         if adapter == "semlang":
@@ -125,10 +133,6 @@ def test_bad_config_of_discrete_actions_is_one_clear_error(
 def test_a_vocabulary_without_digits_is_refused_for_lang(
     babyai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
-    from mllm_act.models import presets
-
     tiny = presets.get("tiny")
     monkeypatch.setitem(
         presets.PRESETS, "small", dataclasses.replace(tiny, text_tokenizer="pretrained")
@@ -166,8 +170,8 @@ def mixture(babyai: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
             "mixture.babyai.data.directory": str(babyai),
             "mixture.babyai.data.context": 4,
             "mixture.babyai.weight": 3.0,
-            "steps": 24,
-            "validate_every": 24,
+            "steps": 16,
+            "validate_every": 16,
             "checkpoint_every": 12,
         },
     )
@@ -188,7 +192,7 @@ def test_one_model_learns_both_embodiments_in_one_compiled_step(mixture: Any) ->
     _, workdir, traced = mixture
     for name in ("metaworld", "babyai"):
         losses = metrics(workdir, f"train/{name}/loss")
-        assert len(losses) == 24 and np.mean(losses[-3:]) < np.mean(losses[:3]), name
+        assert len(losses) == 16 and np.mean(losses[-3:]) < np.mean(losses[:3]), name
     # Once for training and once for validation, whatever the number of steps.
     assert traced == ["Language"] * 2 + ["VectorQuantized"] * 2
     whole, parts = (metrics(workdir, f"train/{name}") for name in ("loss", "metaworld/loss"))
@@ -219,17 +223,12 @@ def test_acting_picks_the_embodiment(mixture: Any) -> None:
 
 def test_a_mixture_resumes_bit_for_bit(mixture: Any, tmp_path: Path) -> None:
     config, workdir, _ = mixture
-    half = config.copy_and_resolve_references()
-    train.main(half, tmp_path / "whole")
-    import shutil
-
-    (tmp_path / "half").mkdir()
-    shutil.copytree(workdir / "frozen", tmp_path / "half" / "frozen")
-    shutil.copytree(workdir / "checkpoints" / "12", tmp_path / "half" / "checkpoints" / "12")
-    train.main(half, tmp_path / "half")
+    for part in ("frozen", "checkpoints/12"):
+        shutil.copytree(workdir / part, tmp_path / part)
+    train.main(config, tmp_path)
     for name in ("metaworld", "babyai"):
         whole = metrics(workdir, f"train/{name}/loss")
-        assert metrics(tmp_path / "half", f"train/{name}/loss") == whole[12:]
+        assert metrics(tmp_path, f"train/{name}/loss") == whole[12:]
 
 
 @pytest.mark.parametrize(
@@ -259,3 +258,77 @@ def test_data_of_an_embodiment_without_an_adapter_is_named(mixture: Any, tmp_pat
     message = "expected demonstrations of metaworld, found those of tiny, for which the config has no adapter"
     with pytest.raises(UserError, match=message):
         train.main(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tokens"),
+    [("regression", 1), ("uniform", 12), ("vq", 1), ("rvq", 2), ("fast", None)],
+)
+def test_every_continuous_adapter_decides_on_chunks(
+    tmp_path: Path, adapter: str, tokens: int | None
+) -> None:
+    """Trained, and carried out one after another or averaged; between decisions the chunk's own numbers come out."""
+    data, chunk = tiny_rlds.write_lengths(tmp_path / "data", [[9, 6, 12]]), 3
+    given: dict[str, Any] = {"data.directory": str(data), "chunk": chunk, "bins": 16, "hidden": 32}
+    if adapter in networks.TOKENIZED:
+        config = configuration.load(
+            f"{ROOT}/configs/tokenizer/metaworld.py:{adapter},chunk={chunk}"
+        )
+        config.data.directory, config.replay = str(data), False
+        if adapter == "fast":
+            config.tokenizer.vocabulary = 64
+        else:
+            config.update_from_flattened_dict({
+                "data.batch_size": 8, "steps": 2, "log_every": 2, "checkpoint_every": 2, "tokenizer.hidden": 16,
+                "tokenizer.width": 8, "tokenizer.codes": 8,
+            })  # fmt: skip
+        train_tokenizer.main(config, tmp_path / "tokenizer")
+        given["tokenizer"] = str(tmp_path / "tokenizer")
+    given |= {"steps": 2, "validate_every": 2, "checkpoint_every": 2}
+    train.main(configure(f"policy/metaworld.py:{adapter}", **given), tmp_path / "run")
+    assert np.isfinite(metrics(tmp_path / "run", "val/error_dx_m")).all()
+
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 1, 16, 16, 3), np.uint8)
+    proprio = rng.normal(size=(5, 1, 3)).astype(np.float32)
+    decided = {}
+    for ensembling in (None, 0.01):
+        policy = Policy.load(tmp_path / "run", ensembling=ensembling)
+        network = policy._network(policy._parameters)
+        assert tokens is None or network.adapter.tokens_per_action == tokens
+        memory, chunks, actions = policy.start(1), [], []
+        for t in range(5):
+            first = np.array([t == 0])
+            seen = {"corner4": frames[t]}
+            action, memory = policy.act(seen, proprio[t], ["do task 0"], first, memory)
+            newest = memory.plan.chunks[0, -1]
+            assert newest.shape == (chunk, 4)
+            actions.append(action[0])
+            chunks.append(np.asarray(newest))
+        decided[ensembling] = chunks
+        if ensembling is None:
+            expected = [chunks[0][0], chunks[0][1], chunks[0][2], chunks[3][0], chunks[3][1]]
+        else:
+            weights = [np.exp(-0.01 * np.arange(n)) for n in (1, 2, 3, 3, 3)]
+            said = [[chunks[s][t - s] for s in range(max(0, t - 2), t + 1)] for t in range(5)]
+            expected = [
+                np.average(a, axis=0, weights=w) for a, w in zip(said, weights, strict=True)
+            ]
+        np.testing.assert_allclose(actions, expected, atol=1e-5)
+    # The decision itself is the same in both.
+    np.testing.assert_allclose(decided[None][3], decided[0.01][3], atol=1e-5)
+
+
+def test_what_chunks_cannot_be_is_refused(tmp_path: Path) -> None:
+    data = tiny_rlds.write_lengths(tmp_path / "data", [[9, 6]])
+    given: dict[str, Any] = {"data.directory": str(data), "bins": 16, "steps": 0}
+    with pytest.raises(UserError, match="config.history: expected observations with chunks of 2"):
+        config = configure(
+            "policy/metaworld.py:uniform", chunk=2, history="observations_and_actions", **given
+        )
+        train.main(config, tmp_path / "run")
+    train.main(configure("policy/metaworld.py:uniform", **given), tmp_path / "run")
+    with pytest.raises(UserError, match="ensembling: expected a policy that decides on several"):
+        Policy.load(tmp_path / "run", ensembling=0.01)
+    with pytest.raises(UserError, match="ensembling: expected a decay of 0 or more, found -1"):
+        Policy.load(tmp_path / "run", ensembling=-1.0)

@@ -100,7 +100,9 @@ def test_a_tokenizer_of_the_other_kind_or_another_environment_is_refused(
 ) -> None:
     given = {"data.directory": str(home / "data"), "data.batch_size": 4, "steps": 3}
     given["tokenizer"] = str(home / "tokenizer")
-    with pytest.raises(UserError, match=r"for the adapter 'vq' and chunks of 1 actions, found one for 'rvq'"):
+    with pytest.raises(
+        UserError, match=r"for the adapter 'vq' and chunks of 1 actions, found one for 'rvq'"
+    ):
         train.main(configure("policy/metaworld.py:vq", **given), tmp_path / "vq")
     shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
     [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")

@@ -40,9 +40,7 @@ def get_config(variant: str = "rvq") -> ConfigDict:
 
     config = ConfigDict()
     config.data = ConfigDict({"directory": "data/metaworld"})
-    config.replay = (
-        True  # at the end, on the test configurations of the tasks trained on; for chunk 1
-    )
+    config.replay = True  # at the end, on the test configurations of the tasks trained on
     if kind == "fast":
         config.tokenizer = ConfigDict({"chunk": int(chunk), "vocabulary": 512, "scale": 10.0})
         return config

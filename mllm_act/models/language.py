@@ -145,7 +145,8 @@ class LanguageModel(nnx.Module):
         held = (
             "bfloat16" if weights == "float8" else weights
         )  # tables are looked up, not multiplied
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), table).astype(held))
+        scale = config.width**-0.5 if config.tied else 1.0  # tied rows make logits, too
+        self.embedding = nnx.Param((scale * jax.random.normal(rngs.params(), table)).astype(held))
         rows = jax.random.normal(rngs.params(), table) * config.width**-0.5
         self.head = None if config.tied else nnx.Param(rows.astype(held))
         self.blocks = stack(lambda r: LanguageBlock(config, weights, r), config.layers, rngs)
