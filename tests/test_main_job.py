@@ -127,7 +127,9 @@ def test_resuming_with_a_tokenizer_of_other_actions_is_refused(home: Path, tmp_p
         ]
     )
     config.tokenizer = str(tmp_path / "tokenizer")
-    with pytest.raises(UserError, match=r"statistics.action.max: expected .* as in the checkpoint"):
+    with pytest.raises(
+        UserError, match=r"statistics.metaworld.action.max: expected .* as in the checkpoint"
+    ):
         train.main(config, tmp_path / "policy")
 
 
