@@ -23,7 +23,7 @@ def get_config(variant: str = "semlang") -> ConfigDict:
         "Prompt: Control the red triangle to complete the instruction using left, right, forward, pick, drop and "
         "toggle. USER: {instruction} ASSISTANT: "
     )
-    config.prompt_tokens = 64
+    config.prompt_tokens = 48
     config.data.directory = "data/babyai"
     config.data.context = 32
     config.data.batch_size = 8
