@@ -179,6 +179,11 @@ def main() -> None:
             raise UserError(f"--{key}: expected at least 1, found {getattr(args, key)}")
     workdir, _ = checkpoint.find(args.checkpoint)
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
+    if args.sample and policy.embodiment.adapter == "regression":
+        raise UserError(
+            f"--sample: expected a policy with a distribution of actions, found the regression adapter in "
+            f"{args.checkpoint}, which predicts one; leave it out"
+        )
     trained_on = policy.meta["dataset"][args.env]
     episodes = play.episodes(
         args.env,
