@@ -51,6 +51,17 @@ class Opened:
     tokenizer: LoadedTokenizer | None
     actions: tuple[str, ...]
 
+    @property
+    def windows(self) -> float:
+        """How many windows an epoch cuts the demonstrations into: the mean over the cuts' random offsets."""
+        context, seen = self.config.data.context, self.statistics
+        return (seen.num_steps + seen.num_episodes * (context - 1)) / context
+
+    @property
+    def mostly_padding(self) -> bool:
+        """Whether less than half of the windows' places hold a step, as with episodes shorter than the context."""
+        return self.statistics.num_steps < 0.5 * self.windows * self.config.data.context
+
 
 def open_all(config: ConfigDict) -> dict[str, Opened]:
     """Opens all embodiments of a training config.

@@ -25,7 +25,7 @@ from mllm_act.adapters import (
     Uniform,
     VectorQuantized,
 )
-from mllm_act.batch import Batch
+from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError, nearest
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
@@ -172,20 +172,35 @@ class Embodied:
     adapter: Adapter
 
     def loss(
-        self, batch: Batch, key: PRNGKeyArray | None = None
+        self, batch: Batch, key: PRNGKeyArray | None = None, padded_parts: int | None = None
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the adapter's loss over every step of the windows in one pass; ``key`` turns dropout on."""
+        """Returns the adapter's loss over every step of the windows in one pass.
+
+        Args:
+          batch: of windows.
+          key: turns dropout on.
+          padded_parts: for batches that are mostly padding, whose pictures are then not encoded: into how many equal
+            parts the devices split them.
+        """
         seen, adapter = batch.observation, self._with_rows()
         tokens = jax.lax.stop_gradient(adapter.encode(batch.action))
         # The last token is fed back only if later steps see it.
         past_is_seen = self.mllm.config.history == "observations_and_actions"
         fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not past_is_seen), :]
-        latents = self.mllm.latents(seen.images)
+        latents = self.latents(seen, padded_parts)
         hidden = self.mllm(seen.prompt, seen.prompt_mask, latents, seen.mask, fed, key=key)
         hidden = hidden[..., : adapter.tokens_per_action, :]
         return adapter.loss(
             hidden, tokens, seen.mask, adapter.statistics.normalize_proprio(seen.proprio)
         )
+
+    def latents(
+        self, seen: Observation, padded_parts: int | None = None
+    ) -> Float[Array, "B T L D"]:
+        """Encodes the pictures; ``padded_parts`` as in ``loss``."""
+        if padded_parts is None:
+            return self.mllm.latents(seen.images)
+        return self.mllm.latents(seen.images, seen.mask, padded_parts)
 
     def act(
         self,

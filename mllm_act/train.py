@@ -84,7 +84,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             one.dataset, "val", windows=config.validation_windows, **of_one
         )
     train_batches = mixture.MixedBatches(train_parts)
-    windows = sum(one.statistics.num_steps / one.config.data.context for one in opened.values())
+    padded_parts = {name: parts if one.mostly_padding else None for name, one in opened.items()}
+    windows = sum(one.windows for one in opened.values())
     steps = config.steps
     if steps is None:
         steps = max(1, round(config.epochs * windows / batch_size))
@@ -199,7 +200,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         def loss_of(trained: nnx.State, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
             network = nnx.merge(graph, trained, frozen).embodied(name)
-            loss, metrics = network.loss(batches[name], jax.random.fold_in(key, step))
+            loss, metrics = network.loss(
+                batches[name], jax.random.fold_in(key, step), padded_parts[name]
+            )
             share = shares[name] / batch_size
             return share * loss, {
                 named(name, key): x for key, x in {"loss": loss, **metrics}.items()
@@ -227,9 +230,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
         trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
     ) -> tuple[Scores, Scores]:
         network = nnx.merge(graph, trained, frozen).embodied(name)
-        loss, metrics = network.loss(batch)
+        loss, metrics = network.loss(batch, padded_parts=padded_parts[name])
         steps = batch.observation.mask.sum()
-        error, windows = _action_error(network, bodies[name], batch, opened[name].dataset.metadata)
+        latents = network.latents(batch.observation, padded_parts[name])
+        error, windows = _action_error(
+            network, bodies[name], batch, latents, opened[name].dataset.metadata
+        )
         return ({"loss": loss, **metrics}, steps), (error, windows)
 
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
@@ -319,7 +325,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def _action_error(
-    network: networks.Embodied, embodiment: networks.Embodiment, batch: Batch, metadata: Any
+    network: networks.Embodied,
+    embodiment: networks.Embodiment,
+    batch: Batch,
+    latents: jax.Array,
+    metadata: Any,
 ) -> Scores:
     """Decodes the newest step of every window greedily.
 
@@ -332,7 +342,7 @@ def _action_error(
     tokens = network.act(
         seen.prompt,
         seen.prompt_mask,
-        network.mllm.latents(seen.images),
+        latents,
         seen.mask,
         seen.proprio[rows, newest],
         network.adapter.encode(batch.action),

@@ -273,7 +273,7 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"steps": -1}, "config.steps"),
         ({"validation_windows": 0}, "validation_windows"),
         ({"mesh.fsdp": 0}, "config.mesh"),
-        ({"bridge": "perciever"}, "bridge: expected one or both of projector, perceiver"),
+        ({"bridge": "perciever"}, "bridge: expected some of projector, perceiver, mixer"),
         ({"weights": "int8"}, "weights: expected one of float32, bfloat16, float8"),
         ({"weights": "bfloat16"}, "config.weights: expected float32 where the matrices are"),
         ({"remat": "some"}, "remat: expected one of none, projections, full"),

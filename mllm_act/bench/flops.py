@@ -21,14 +21,20 @@ def bridge(config: MLLMConfig) -> float:
     features, out, total = config.vision.width, config.language.width, 0.0
     rows, width = config.vision.patches, features
     for i, part in enumerate(config.bridge):
+        target = out if i + 1 == len(config.bridge) else features
         if part == "projector":
             total += 2 * rows * (width * out + out * out)
             width = out
+        elif part == "mixer":
+            m = config.mixer
+            sums = m.latents * m.sums
+            total += 2 * rows * m.width * (width + sums)
+            total += 2 * m.latents * m.mlp_width * (m.sums * m.width + target)
+            rows, width = m.latents, target
         else:
             p = config.perceiver
             d, latents, seen = p.width, p.latents, rows + p.latents
             layer = 2 * (2 * latents * d * d + 2 * seen * d * d + 2 * latents * d * p.mlp_width)
-            target = out if i + 1 == len(config.bridge) else features
             total += p.layers * (layer + 4 * latents * seen * d)
             total += 2 * latents * d * target + (2 * rows * width * d if width != d else 0)
             rows, width = latents, target

@@ -44,7 +44,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=3, help="T, steps a window")
     parser.add_argument("--prompt_tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2, help="M, tokens an action")
-    parser.add_argument("--bridge", default="perceiver", help="perceiver, projector, or both")
+    parser.add_argument("--bridge", default="perceiver", help="parts in their order, with commas")
     parser.add_argument(
         "--weights", default="", help="float32, bfloat16 or float8; default: preset's"
     )

@@ -1,4 +1,4 @@
-"""The bridge from vision to language: LLaVA's projector, the Perceiver, or both, in the order the config names."""
+"""The bridge from vision to language: LLaVA's projector, the Perceiver or the mixer, in the order the config names."""
 
 import jax
 from flax import nnx
@@ -6,9 +6,10 @@ from jaxtyping import Array, Float
 
 from mllm_act.errors import UserError
 from mllm_act.models.layers import Linear
+from mllm_act.models.mixer import Mixer, MixerConfig
 from mllm_act.models.perceiver import Perceiver, PerceiverConfig
 
-PARTS = ("projector", "perceiver")
+PARTS = ("projector", "perceiver", "mixer")
 
 
 class Projector(nnx.Module):
@@ -25,41 +26,52 @@ class Projector(nnx.Module):
 class Bridge(nnx.Module):
     """Features of one image to latents of the language model's width.
 
-    A Perceiver that comes before the projector stays at the features' width.
+    A part that comes before the projector stays at the features' width.
     """
 
     def __init__(
         self,
         parts: tuple[str, ...],
         perceiver: PerceiverConfig,
+        mixer: MixerConfig,
+        positions: int,
         feature_width: int,
         output_width: int,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the parts.
+        """Makes the parts; ``positions`` is how many features an image has.
 
         Raises:
           UserError: if a part does not exist or comes twice, or there is none.
         """
         if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
             raise UserError(
-                f"bridge: expected one or both of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
+                f"bridge: expected some of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
             )
         self.parts = parts
         width = feature_width
         for i, part in enumerate(parts):
+            last = i + 1 == len(parts)
+            out = output_width if last or part == "projector" else feature_width
             if part == "projector":
-                self.projector = Projector(width, output_width, rngs)
-                width = output_width
-            else:
-                out = output_width if i + 1 == len(parts) else feature_width
+                self.projector = Projector(width, out, rngs)
+            elif part == "perceiver":
                 self.perceiver = Perceiver(perceiver, width, out, rngs)
-                width = out
+                positions = perceiver.latents
+            else:
+                self.mixer = Mixer(mixer, positions, width, out, rngs)
+                positions = mixer.latents
+            width = out
 
     def __call__(
         self, features: Float[Array, "B N F"], *, remat: str = "none"
     ) -> Float[Array, "B L D"]:
         x = features
         for part in self.parts:
-            x = self.projector(x) if part == "projector" else self.perceiver(x, remat=remat)
+            if part == "projector":
+                x = self.projector(x)
+            elif part == "perceiver":
+                x = self.perceiver(x, remat=remat)
+            else:
+                x = self.mixer(x)
         return x

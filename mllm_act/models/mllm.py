@@ -18,13 +18,15 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mllm_act.batch import Images
 from mllm_act.errors import UserError
 from mllm_act.models.bridge import Bridge
+from mllm_act.models.existing import encode_existing
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
 from mllm_act.models.layers import REMAT, WEIGHTS, LoRA
+from mllm_act.models.mixer import MixerConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig, VisionTransformer
 
@@ -49,6 +51,7 @@ class MLLMConfig:
     bridge: tuple[str, ...]
     perceiver: PerceiverConfig
     language: LanguageConfig
+    mixer: MixerConfig = MixerConfig()
     history: str = "observations"
     dtype: str = "bfloat16"
     weights: str = "float32"
@@ -64,13 +67,17 @@ class MLLMConfig:
             "vision": VisionConfig(**values["vision"]),
             "bridge": tuple(values["bridge"]),
             "perceiver": PerceiverConfig(**values["perceiver"]),
+            "mixer": MixerConfig(**values["mixer"]),
             "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
         })  # fmt: skip
 
     @property
     def latents_per_image(self) -> int:
         """How many embeddings of the language model one image becomes."""
-        return self.perceiver.latents if "perceiver" in self.bridge else self.vision.patches
+        for part in reversed(self.bridge):
+            if part != "projector":
+                return self.perceiver.latents if part == "perceiver" else self.mixer.latents
+        return self.vision.patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +116,15 @@ class MLLM(nnx.Module):
         self.config = config
         vision, language = config.vision, config.language
         self.vision = VisionTransformer(vision, config.weights, rngs)
-        self.bridge = Bridge(config.bridge, config.perceiver, vision.width, language.width, rngs)
+        self.bridge = Bridge(
+            config.bridge,
+            config.perceiver,
+            config.mixer,
+            vision.patches,
+            vision.width,
+            language.width,
+            rngs,
+        )
         self.language = LanguageModel(language, config.weights, rngs)
 
     @property
@@ -117,18 +132,35 @@ class MLLM(nnx.Module):
         """D, the width of hidden states and embeddings."""
         return self.config.language.width
 
-    def latents(self, images: Images) -> Float[Array, "B T L D"]:
-        """Encodes every camera's images in the order of their names; L counts all cameras' latents together."""
-        parts = []
-        for _, image in sorted(images.items()):
+    def latents(
+        self,
+        images: Images,
+        mask: Bool[Array, "B T"] | None = None,
+        parts: int = 1,
+    ) -> Float[Array, "B T L D"]:
+        """Encodes every camera's images in the order of their names; L counts all cameras' latents together.
+
+        Args:
+          images: of every camera.
+          mask: which steps exist, where that is to be used: the others cost nothing then, and their latents are zero.
+          parts: into how many equal parts the devices split the batch; read where there is a mask.
+        """
+
+        def encode(image: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T L D"]:
             features = self.vision(
                 image.reshape(-1, *image.shape[2:]),
                 dtype=jnp.dtype(self.config.dtype),
                 remat=self.config.remat,
             )
             latents = self.bridge(features, remat=self.config.remat)
-            parts.append(latents.reshape(*image.shape[:2], *latents.shape[1:]))
-        return jnp.concatenate(parts, axis=2)
+            return latents.reshape(*image.shape[:2], *latents.shape[1:])
+
+        cameras = [image for _, image in sorted(images.items())]
+        if mask is None:
+            return jnp.concatenate([encode(image) for image in cameras], axis=2)
+        return jnp.concatenate(
+            [encode_existing(encode, image, mask, parts) for image in cameras], axis=2
+        )
 
     def _sequence(
         self,

@@ -27,7 +27,9 @@ def test_acting_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> N
     assert 0 < result["ms_min"] <= result["ms"] <= result["ms_max"]
 
 
-@pytest.mark.parametrize("bridge", [("perceiver",), ("projector",), ("projector", "perceiver")])
+@pytest.mark.parametrize(
+    "bridge", [("perceiver",), ("projector",), ("projector", "perceiver"), ("mixer",)]
+)
 def test_the_formula_agrees_with_xlas_count(bridge: tuple[str, ...]) -> None:
     """XLA also counts resizing, norms, softmax and activations: up to a fifth of so small a model."""
     config = dataclasses.replace(presets.get("tiny").model, bridge=bridge)

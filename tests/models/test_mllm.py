@@ -23,6 +23,8 @@ BRIDGES = (
     ("perceiver",),
     ("projector", "perceiver"),
     ("perceiver", "projector"),
+    ("mixer",),
+    ("mixer", "projector"),
 )
 
 
@@ -94,6 +96,44 @@ def encode(model: MLLM, images: dict[str, jax.Array]) -> jax.Array:
     return model.latents(images)
 
 
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_passing_over_pictures_that_do_not_exist_changes_no_other(data: st.DataObject) -> None:
+    """Latents, and gradients of a sum over the steps that exist, whatever the parts that devices take."""
+    rows, steps, parts = 4, 6, data.draw(st.sampled_from([1, 2]))
+    lengths = data.draw(st.lists(st.integers(0, steps), min_size=rows, max_size=rows))
+    mask = jnp.arange(steps) < jnp.array(lengths)[:, None]
+    images = {
+        name: jnp.tile(image[:1, :1], (rows, steps, 1, 1, 1))
+        + jnp.arange(rows * steps, dtype=jnp.uint8).reshape(rows, steps, 1, 1, 1)
+        for name, image in tiny.images().items()
+    }
+    expected, found = (
+        latents_and_gradient(tiny.mllm(), images, mask, how)
+        for how in (None, jnp.ones((parts,)))  # its shape says how many
+    )
+    for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+    everything = latents_and_gradient(tiny.mllm(), images, jnp.ones_like(mask), None)[0]
+    np.testing.assert_allclose(found[0], jnp.where(mask[..., None, None], everything, 0), atol=1e-5)
+
+
+@tiny.jit
+def latents_and_gradient(
+    model: MLLM, images: dict[str, jax.Array], mask: jax.Array, parts: jax.Array | None
+) -> tuple[jax.Array, nnx.State]:
+    graph, moved, rest = nnx.split(model, nnx.Param, ...)
+
+    def total(moved: nnx.State) -> tuple[jax.Array, jax.Array]:
+        given = {} if parts is None else {"mask": mask, "parts": len(parts)}
+        latents = nnx.merge(graph, moved, rest).latents(images, **given)
+        latents = jnp.where(mask[..., None, None], latents, 0)
+        return jnp.square(latents).sum(), latents
+
+    (_, latents), gradient = jax.value_and_grad(total, has_aux=True)(moved)
+    return latents, gradient
+
+
 @tiny.jit
 def decode(
     model: MLLM, given: dict[str, jax.Array], past: jax.Array, newest: jax.Array
@@ -116,7 +156,7 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
     """For windows of every length, as the model was trained and as it acts."""
     model = tiny.mllm(history=history, bridge=bridge)
     latents = encode(model, tiny.images())
-    each = 4 if "perceiver" in bridge else 9
+    each = 9 if bridge == ("projector",) else 4
     assert model.config.latents_per_image == each
     assert latents.shape == (B, T, 2 * each, D)
     given = {**tiny.sequence(fed=2), "latents": latents}
@@ -165,7 +205,7 @@ def test_a_config_survives_json() -> None:
         ({"history": "all"}, "history: expected one of observations, observations_and_actions"),
         ({"weights": "int4"}, "weights: expected one of float32, bfloat16, float8, found 'int4'"),
         ({"remat": "some"}, "remat: expected one of"),
-        ({"bridge": ()}, "bridge: expected one or both of projector, perceiver"),
+        ({"bridge": ()}, "bridge: expected some of projector, perceiver, mixer"),
         ({"bridge": ("perceiver", "perceiver")}, "bridge: .* found 'perceiver,perceiver'"),
     ],
 )
