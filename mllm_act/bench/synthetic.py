@@ -56,8 +56,13 @@ def initialize(
     return graph, *jax.jit(lambda: rules.split(make(), trained)[1:])()
 
 
-def batch(config: MLLMConfig, size: int, context: int, prompt_tokens: int) -> Batch:
-    """Returns a random batch on the device; images have the size the model sees."""
+def batch(
+    config: MLLMConfig, size: int, context: int, prompt_tokens: int, steps: int | None = None
+) -> Batch:
+    """Returns a random batch on the device; images have the size the model sees.
+
+    Of each window the first ``steps`` steps exist, or all.
+    """
     rng = np.random.default_rng(0)
     pixels = config.vision.image_size
     observation = Observation(
@@ -67,7 +72,7 @@ def batch(config: MLLMConfig, size: int, context: int, prompt_tokens: int) -> Ba
             )
         },
         proprio=jnp.array(rng.normal(size=(size, context, ACTIONS)), jnp.float32),
-        mask=jnp.ones((size, context), bool),
+        mask=jnp.arange(context) < jnp.full((size, 1), context if steps is None else steps),
         prompt=jnp.array(rng.integers(0, config.language.action_tokens, (size, prompt_tokens))),
         prompt_mask=jnp.ones((size, prompt_tokens), bool),
     )

@@ -3,9 +3,10 @@
     python -m mllm_act.bench train                                    # the paper's Meta-World shape, LLaVA-1.5-7B
     python -m mllm_act.bench train --context=12                       # its CALVIN shape
     python -m mllm_act.bench train --bridge=projector --lora_targets='q|k|v|o|gate|up|down' --batch_size=16 --context=1
+    python -m mllm_act.bench train --preset=smollm2_vit_s --context=32 --batch_size=64 --episode=10     # BabyAI's shape
     python -m mllm_act.bench train --weights=float8 ...               # frozen matrices held and multiplied in 8 bits
 
-The last line is JSON. Operations are counted by mllm_act/bench/flops.py; a step is timed on the host over ``--steps``
+The last line is JSON. Operations, also of steps that do not exist, are counted by mllm_act/bench/flops.py; a step is timed on the host over ``--steps``
 updates that the device does one after the other. ``--trace`` lists the kernels by time.
 """
 
@@ -29,6 +30,9 @@ def main(argv: list[str]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument(
+        "--episode", type=int, help="steps of a window that exist; the others are passed over"
+    )
     parser.add_argument("--remat", default="", help="none, projections or full; default: preset's")
     parser.add_argument("--lora_targets", default="q|k|v")
     parser.add_argument("--scan", action="store_true", help="layers stacked, not unrolled")
@@ -68,7 +72,10 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         flags.tokens,
     )
     frozen = frozen if flags.scan else unstack(frozen, backward=True)
-    batch = synthetic.batch(config, flags.batch_size, flags.context, flags.prompt_tokens)
+    batch = synthetic.batch(
+        config, flags.batch_size, flags.context, flags.prompt_tokens, flags.episode
+    )
+    padded_parts = None if flags.episode is None else 1
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4))
     state = (trained, jax.jit(tx.init)(trained))
 
@@ -77,7 +84,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     ) -> tuple[tuple[nnx.State, optax.OptState], jax.Array]:
         def loss_of(trained: nnx.State) -> jax.Array:
             network = nnx.merge(graph, trained, frozen)
-            return network.embodied(synthetic.NAME).loss(batch, key)[0]
+            return network.embodied(synthetic.NAME).loss(batch, key, padded_parts)[0]
 
         loss, gradients = jax.value_and_grad(loss_of)(state[0])
         updates, optimizer = tx.update(gradients, state[1], state[0])
