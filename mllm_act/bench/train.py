@@ -6,8 +6,9 @@
     python -m mllm_act.bench train --preset=smollm2_vit_s --context=32 --batch_size=64 --episode=10     # BabyAI's shape
     python -m mllm_act.bench train --weights=float8 ...               # frozen matrices held and multiplied in 8 bits
 
-The last line is JSON. Operations, also of steps that do not exist, are counted by mllm_act/bench/flops.py; a step is timed on the host over ``--steps``
-updates that the device does one after the other. ``--trace`` lists the kernels by time.
+The last line is JSON. Operations, also of steps that do not exist, are counted by mllm_act/bench/flops.py; a step is
+timed on the host over ``--steps`` updates that the device does one after the other. ``--trace`` lists the kernels by
+time.
 """
 
 import argparse
