@@ -197,14 +197,25 @@ def attend(
 ) -> Float[Array, "B Q HK"]:
     """Scaled dot-product attention; G may divide H (grouped-query heads). ``mask`` says what may be seen.
 
-    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel, which wants Q and N even where there is a gradient.
+    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel, which wants Q and N even where there is a gradient; without a
+    mask they are filled up to that.
     """
     seen = None if mask is None else mask[:, None]
     fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
+    rows, there, lengths = q.shape[1], k.shape[1], None
+    if fused and mask is None and (rows % 2 or there % 2):
+        q = jnp.pad(q, ((0, 0), (0, rows % 2), (0, 0), (0, 0)))
+        k, v = (jnp.pad(x, ((0, 0), (0, there % 2), (0, 0), (0, 0))) for x in (k, v))
+        lengths = jnp.full(len(q), there, jnp.int32)
     out = jax.nn.dot_product_attention(
-        q, k, v, mask=seen, implementation="cudnn" if fused else None
+        q,
+        k,
+        v,
+        mask=seen,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn" if fused else None,
     )
-    return out.reshape(*out.shape[:2], -1)
+    return out[:, :rows].reshape(len(out), rows, -1)
 
 
 def heads(x: Float[Array, "B N HK"], count: int) -> Float[Array, "B N H K"]:
