@@ -30,7 +30,7 @@ from jax.extend.core import Literal
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.language import LanguageBlock
-from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.models.mllm import MULTIPLE, MLLM, MLLMConfig
 from mllm_act.models.vision import VisionBlock
 from mllm_act.training import rules
 
@@ -78,6 +78,7 @@ def estimate(
         config, set(moved), batch_per_device, cameras, context, prompt_tokens, tokens_per_action
     )
     tokens = prompt_tokens + context * (config.latents_per_image * cameras + tokens_per_action)
+    tokens += -tokens % MULTIPLE
     images = batch_per_device * context * cameras
     through_vision = any(path.startswith("mllm/vision/") for path in moved)
     working = max(
