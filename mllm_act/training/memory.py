@@ -30,7 +30,7 @@ from jax.extend.core import Literal
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.language import LanguageBlock
-from mllm_act.models.mllm import MULTIPLE, MLLM, MLLMConfig
+from mllm_act.models.mllm import MLLM, MULTIPLE, MLLMConfig
 from mllm_act.models.vision import VisionBlock
 from mllm_act.training import rules
 
