@@ -178,9 +178,9 @@ def mixture(babyai: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     traced = []
     loss = networks.Embodied.loss
 
-    def counted(self: networks.Embodied, *args: Any) -> Any:
+    def counted(self: networks.Embodied, *args: Any, **named: Any) -> Any:
         traced.append(type(self.adapter).__name__)
-        return loss(self, *args)
+        return loss(self, *args, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks.Embodied, "loss", counted)
