@@ -118,20 +118,15 @@ def configure(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
 
     Args:
       model: the preset's.
-      config: ``history``, ``bridge``, ``latents``, ``weights``, ``remat``, and ``lora`` with ``targets``, ``rank``,
-        ``alpha`` and ``dropout``; text that is empty and numbers that are None leave things open.
+      config: ``history``, ``bridge``, ``weights``, ``remat``, and ``lora`` with ``targets``, ``rank``, ``alpha`` and
+        ``dropout``; text that is empty and numbers that are None leave things open.
 
     Raises:
-      UserError: if numbers of latents or LoRA cannot be. The model itself looks at choices and patterns.
+      UserError: if LoRA's numbers cannot be. The model itself looks at choices and patterns.
     """
-    set_here: dict[str, Any] = {key: config[key] for key in ("weights", "remat") if config[key]}
+    set_here = {key: config[key] for key in ("weights", "remat") if config[key]}
     if config.bridge:
         set_here["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
-    if config.latents is not None:
-        if config.latents < 1:
-            raise UserError(f"config.latents: expected at least 1, found {config.latents}")
-        for part in ("perceiver", "mixer"):
-            set_here[part] = dataclasses.replace(getattr(model, part), latents=config.latents)
     model = dataclasses.replace(model, history=config.history, **set_here)
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:

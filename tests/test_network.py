@@ -33,12 +33,11 @@ def test_what_is_left_open_is_the_presets(preset: str) -> None:
 def test_what_is_given_replaces_the_presets() -> None:
     model = presets.get("smollm2_vit_s").model
     config = load(
-        "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", latents=16, weights="float8", remat="full",
+        "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", weights="float8", remat="full",
         history="observations_and_actions", lora__rank=8, lora__dropout=0.0,
     )  # fmt: skip
     found = networks.configure(model, config)
     assert found.bridge == ("projector", "perceiver") and found.weights == "float8"
-    assert found.latents_per_image == 16
     assert found.remat == "full" and found.history == "observations_and_actions"
     lora = found.language.lora
     assert lora is not None

@@ -283,7 +283,6 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ),
         ({"lora.targets": "q("}, "lora.targets: expected a regular expression"),
         ({"lora.rank": 0}, "config.lora.rank: expected at least 1"),
-        ({"latents": 0}, "config.latents: expected at least 1, found 0"),
         ({"lora.alpha": -1.0}, "config.lora.alpha: expected a positive number"),
         ({"lora.dropout": 1.0}, "config.lora.dropout"),
         (

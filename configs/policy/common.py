@@ -30,7 +30,6 @@ def get_config(variant: str) -> ConfigDict:
     config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
     # Of the model. "" and None: as the preset has it.
     config.bridge = ""  # projector, perceiver, mixer, or several in their order with commas
-    config.latents = placeholder(int)  # what Perceiver and mixer make of an image
     config.weights = ""  # how frozen matrices are held: float32, bfloat16 or float8
     config.remat = ""  # what the backward pass computes again: none, projections or full
     config.lora = ConfigDict({
