@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.adapters import (
@@ -29,7 +29,7 @@ from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError, nearest
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
-from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.models.mllm import MLLM, MLLMConfig, Reading
 from mllm_act.models.presets import Rules
 from mllm_act.normalization import Statistics
 from mllm_act.tokenizer import kinds
@@ -204,8 +204,7 @@ class Embodied:
 
     def act(
         self,
-        prompt: Int[Array, "B N"],
-        prompt_mask: Bool[Array, "B N"],
+        reading: Reading,
         latents: Float[Array, "B T L D"],
         step_mask: Bool[Array, "B T"],
         proprio: Float[Array, "B P"],
@@ -215,8 +214,7 @@ class Embodied:
         """Decodes the newest step's action tokens.
 
         Args:
-          prompt: token ids.
-          prompt_mask: which of them exist.
+          reading: of the prompts, from ``mllm.read``.
           latents: of the steps so far, at most T.
           step_mask: which steps exist; they come first.
           proprio: of the newest step, in the environment's own numbers.
@@ -230,7 +228,7 @@ class Embodied:
         fed = adapter.embed(past)
         if self.mllm.config.history == "observations":
             fed = fed[..., :0, :]
-        hidden, state = self.mllm.prefill(prompt, prompt_mask, latents, step_mask, fed)
+        hidden, state = self.mllm.prefill(reading, latents, step_mask, fed)
         proprio = adapter.statistics.normalize_proprio(proprio)
         return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
 

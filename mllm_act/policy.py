@@ -4,11 +4,13 @@
     memory = policy.start(batch=1)
     action, memory = policy.act(images, proprio, ["press the button"], first=np.array([True]), memory=memory)
 
-Images of past steps are kept as the latents the model made of them, and are not encoded again. Where a decision holds
+Images of past steps are kept as the latents the model made of them, and are not encoded again; instructions are read
+when they change. Where a decision holds
 several actions (a chunk), they are carried out one after another, and the language model runs once a chunk; or it runs
 at every step, and what the chunks say of the present one is averaged (temporal ensembling).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,21 +26,33 @@ from mllm_act import chunks
 from mllm_act import network as networks
 from mllm_act.errors import UserError
 from mllm_act.models.acting import for_acting
+from mllm_act.models.mllm import Reading
 from mllm_act.normalization import Statistics
 from mllm_act.prompt import Prompt, pad
 from mllm_act.training import checkpoint, rules
 from mllm_act.training import frozen as frozen_arrays
 from mllm_act.training.checkpoint import Checkpointer
 
+SMALL = 2**14  # bytes
+
 
 @struct.dataclass
-class Memory:
+class Steps:
     """What the policy remembers of each of B episodes: at most T steps, those that exist first."""
 
     latents: Float[Array, "B T L D"]
     tokens: Array  # action tokens, [B, T, ...]
     count: Int[Array, " B"]  # how many steps are remembered
     plan: chunks.Plan  # actions decided on and not yet carried out
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The steps, and the instructions, which are read when they change."""
+
+    steps: Steps
+    instructions: tuple[str, ...] = ()
+    reading: Reading | None = None
 
 
 class Policy:
@@ -76,14 +90,18 @@ class Policy:
         self.name, self.embodiment, self.prompt, self.meta = name, embodiment, prompt, meta
         self.context, self._ensembling = embodiment.context, ensembling
         self._graph, state = nnx.split(network)
-        # Flat: of hundreds of arrays, a tree of modules would cost the host as much time as the model takes.
-        self._parameters, self._structure = jax.tree.flatten(state)
+        # Each argument costs the host a microsecond or more at every call, so that they are a flat list of the large
+        # arrays; the small ones (norms, biases, scales) are constants of the program.
+        leaves, self._structure = jax.tree.flatten(state)
+        self._constants = {i: np.asarray(x) for i, x in enumerate(leaves) if x.nbytes <= SMALL}
+        self._parameters = [x for i, x in enumerate(leaves) if i not in self._constants]
         adapter, model = network.adapters[name], network.mllm.config
         self._cameras, self._proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
         self._longest = networks.longest_prompt(model, embodiment, adapter.tokens_per_action)
         self._prompts: dict[str, list[int]] = {}
-        # The memory is written in place, so that arrays stay where they are and a GPU can replay its recorded launches.
-        self._step = jax.jit(self._compute, donate_argnames="memory")
+        # The steps are written in place, so that arrays stay where they are and a GPU can replay its recorded launches.
+        self._step = jax.jit(self._compute, donate_argnames="steps")
+        self._read = jax.jit(lambda parameters, *ids: self._network(parameters).mllm.read(*ids))
 
     @classmethod
     def load(
@@ -146,9 +164,9 @@ class Policy:
         chunk = self.embodiment.chunk
         actions = len(network.adapter.statistics.action.min) // chunk
         plan = chunks.start(batch, chunk, actions, self._ensembling is not None)
-        memory = Memory(latents, tokens, jnp.zeros(batch, jnp.int32), plan)
+        steps = Steps(latents, tokens, jnp.zeros(batch, jnp.int32), plan)
         # Where the parameters are, as what ``act`` returns: or the second step would be compiled anew.
-        return jax.device_put(memory, self._parameters[0].sharding)
+        return Memory(jax.device_put(steps, self._parameters[0].sharding))
 
     def act(
         self,
@@ -177,9 +195,9 @@ class Policy:
             too long for the model.
         """
         first, proprio = np.asarray(first), np.asarray(proprio)
-        if first.dtype != bool or first.shape != memory.count.shape or not len(first):
+        if first.dtype != bool or first.shape != memory.steps.count.shape or not len(first):
             raise UserError(
-                f"first: expected bool{list(memory.count.shape)}, one for each episode of the memory, found "
+                f"first: expected bool{list(memory.steps.count.shape)}, one for each episode of the memory, found "
                 f"{first.dtype}{list(first.shape)}"
             )
         batch, proprios = len(first), self._proprios
@@ -211,18 +229,14 @@ class Policy:
                 f"expected proprio[{batch}, {proprios}] and {batch} instructions for {batch} episodes, found "
                 f"proprio{list(proprio.shape)} and {len(instructions)}"
             )
-        ids, exists = self._prompt_tokens(instructions)
-        action, memory = self._step(
-            self._parameters,
-            {c: images[c] for c in self._cameras},
-            proprio,
-            ids,
-            exists,
-            first,
-            memory,
-            key,
+        reading, texts = memory.reading, tuple(instructions)
+        if texts != memory.instructions:
+            reading = self._read(self._parameters, *self._prompt_tokens(texts))
+        pictures = {camera: images[camera] for camera in self._cameras}
+        action, steps = self._step(
+            self._parameters, reading, pictures, proprio, first, memory.steps, key
         )
-        return np.asarray(action), memory
+        return np.asarray(action), Memory(steps, texts, reading)
 
     def _prompt_tokens(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Prompts longer than in training are padded to the next multiple of that length: padding is not seen."""
@@ -239,25 +253,26 @@ class Policy:
         return pad([self._prompts[instruction] for instruction in instructions], length)
 
     def _network(self, parameters: list[Array]) -> networks.Embodied:
-        state = jax.tree.unflatten(self._structure, parameters)
+        large, count = iter(parameters), len(parameters) + len(self._constants)
+        leaves = [self._constants[i] if i in self._constants else next(large) for i in range(count)]
+        state = jax.tree.unflatten(self._structure, [jnp.asarray(leaf) for leaf in leaves])
         return nnx.merge(self._graph, state).embodied(self.name)
 
     def _compute(
         self,
         parameters: list[Array],
+        reading: Reading,
         images: Mapping[str, UInt8[Array, "B H W 3"]],
         proprio: Float[Array, "B P"],
-        ids: Int[Array, "B N"],
-        exists: Bool[Array, "B N"],
         first: Bool[Array, " B"],
-        memory: Memory,
+        steps: Steps,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B A"], Memory]:
+    ) -> tuple[Float[Array, "B A"], Steps]:
         network = self._network(parameters)
         newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
             :, 0
         ]
-        count = jnp.where(first, 0, memory.count)
+        count = jnp.where(first, 0, steps.count)
         full = count == self.context
         place = jnp.where(full, self.context - 1, count)
 
@@ -266,14 +281,14 @@ class Policy:
             return jnp.where(wide, jnp.roll(kept, -1, axis=1), kept)
 
         rows = jnp.arange(len(first))
-        latents = shift(memory.latents).at[rows, place].set(newest)
-        past = shift(memory.tokens)
+        latents = shift(steps.latents).at[rows, place].set(newest)
+        past = shift(steps.tokens)
         step_mask = jnp.arange(self.context) <= place[:, None]
-        plan = chunks.forget(memory.plan, first)
+        plan = chunks.forget(steps.plan, first)
         due = chunks.due(plan)
 
         def decide() -> tuple[Array, Array]:
-            tokens = network.act(ids, exists, latents, step_mask, proprio, past, key)
+            tokens = network.act(reading, latents, step_mask, proprio, past, key)
             return tokens, network.adapter.decode(tokens)
 
         def wait() -> tuple[Array, Array]:
@@ -283,7 +298,7 @@ class Policy:
         every_step = self.embodiment.chunk == 1 or self._ensembling is not None
         tokens, chunk = decide() if every_step else jax.lax.cond(due.any(), decide, wait)
         action, plan = chunks.take(chunks.push(plan, chunk, due), self._ensembling)
-        return action, Memory(latents, past.at[rows, place].set(tokens), place + 1, plan)
+        return action, Steps(latents, past.at[rows, place].set(tokens), place + 1, plan)
 
 
 def _choose(description: networks.Description, embodiment: str | None, workdir: Path) -> str:

@@ -340,8 +340,7 @@ def _action_error(
     seen, rows = batch.observation, jnp.arange(len(batch.action))
     newest = jnp.maximum(seen.mask.sum(1) - 1, 0)
     tokens = network.act(
-        seen.prompt,
-        seen.prompt_mask,
+        network.mllm.read(seen.prompt, seen.prompt_mask),
         latents,
         seen.mask,
         seen.proprio[rows, newest],

@@ -72,7 +72,7 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
     [episode, *_] = pipeline.EvalBatches(dataset, "train", batch_size=1, context=3)
     [text] = [text.decode() for text in episode["instruction"]]
     memory, network = policy.start(batch=1), policy._network(policy._parameters)
-    ids, exists = policy.prompt.tokens([text])
+    reading = network.mllm.read(*policy.prompt.tokens([text]))
     for t in range(int(episode["mask"].sum())):
         images = {"top": episode["images"]["top"][:, t]}
         first = np.array([t == 0])
@@ -82,7 +82,7 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
         latents = network.mllm.latents(seen)
         past = network.adapter.encode(jax.numpy.array(episode["action"][:, : t + 1]))
         mask, proprio = np.ones((1, t + 1), bool), episode["proprio"][:, t]
-        tokens = network.act(ids, exists, latents, mask, proprio, past)
+        tokens = network.act(reading, latents, mask, proprio, past)
         np.testing.assert_array_equal(action, network.adapter.decode(tokens))
     drawn = set()
     for seed in range(20):

@@ -149,14 +149,14 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
         acted.append(action[0])
 
     network = policy._network(policy._parameters)
-    ids, exists = policy.prompt.tokens([text])
+    reading = network.mllm.read(*policy.prompt.tokens([text]))
     for t in range(length):
         start = max(0, t + 1 - policy.context)
         images = {c: jnp.array(frames[:, start : t + 1]) for c, frames in episode["images"].items()}
         latents = network.mllm.latents(images)
         mask = jnp.ones(latents.shape[:2], bool)
         past = network.adapter.encode(jnp.array(episode["action"][:, start : t + 1]))
-        tokens = network.act(ids, exists, latents, mask, jnp.array(episode["proprio"][:, t]), past)
+        tokens = network.act(reading, latents, mask, jnp.array(episode["proprio"][:, t]), past)
         np.testing.assert_allclose(acted[t], network.adapter.decode(tokens)[0], atol=1e-5)
 
 

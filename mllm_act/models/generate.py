@@ -73,12 +73,12 @@ def decode(
             language.embed(token[:, None], x.dtype),
             (length + i)[:, None],
             jnp.concatenate([exists, filled, itself], axis=1)[:, None],
-            past=cache,
+            past=(cache,),
             keep_cache=True,
         )
         cache = jax.tree.map(
             lambda fixed, new: jax.lax.dynamic_update_slice_in_dim(
-                fixed, new[..., -1:, :, :], n + i, axis=fixed.ndim - 3
+                fixed, new, n + i, axis=fixed.ndim - 3
             ),
             cache,
             grown,

@@ -1,6 +1,7 @@
 """The language model: the Llama family: RMSNorm, rotary positions, SwiGLU, grouped-query heads (arXiv 2302.13971)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.errors import UserError
+from mllm_act.models import few_rows
 from mllm_act.models.layers import (
     Linear,
     LoRA,
@@ -22,8 +24,10 @@ from mllm_act.models.layers import (
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
-# Keys and values of all layers, each [L, B, N, G, K].
-Cache = tuple[Float[Array, "L B N G K"], Float[Array, "L B N G K"]]
+# Keys and values of some inputs, [B, N, G, K] in each layer: stacked over layers, or a list of pairs where a model's
+# layers are unstacked.
+KeysValues = tuple[Float[Array, "*L B N G K"], Float[Array, "*L B N G K"]]
+Cache = KeysValues | list[KeysValues]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +95,15 @@ class LanguageBlock(nnx.Module):
         x: Float[Array, "B N D"],
         positions: Int[Array, "B N"],
         mask: Bool[Array, "B N past+N"],
-        past: tuple[Float[Array, "B past G K"], Float[Array, "B past G K"]] | None,
+        past: tuple[KeysValues, ...],
         key: PRNGKeyArray | None,
-    ) -> tuple[
-        Float[Array, "B N D"], tuple[Float[Array, "B past+N G K"], Float[Array, "B past+N G K"]]
-    ]:
+    ) -> tuple[Float[Array, "B N D"], KeysValues]:
         c = self.config
-        keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+        draws = [None] * 4 if key is None else list(jax.random.split(key, 4))
         rate = 0.0 if c.lora is None else c.lora.dropout
 
         y, bound = self.norm1(x), self.norm1.bound()
-        dropped = dropout(y, rate, keys[0])  # one mask for all that read the same input
+        dropped = dropout(y, rate, draws[0])  # one mask for all that read the same input
         if self.qkv is None:
             q, k, v = (project(y, dropped, bound) for project in (self.q, self.k, self.v))
             q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
@@ -111,19 +113,19 @@ class LanguageBlock(nnx.Module):
             y = heads(self.qkv(y, bound=bound), c.heads + 2 * c.kv_heads)
             rotated = rotate(y[:, :, : -c.kv_heads], positions, c.rope_theta)
             q, k, v = rotated[:, :, : c.heads], rotated[:, :, c.heads :], y[:, :, -c.kv_heads :]
-        if past is not None:
-            k, v = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
-        y = keep(attend(q, k, v, mask))
-        x = keep(x + self.o(y, dropout(y, rate, keys[1])))
+        keys = jnp.concatenate([*(part[0] for part in past), k], axis=1)
+        values = jnp.concatenate([*(part[1] for part in past), v], axis=1)
+        y = keep(attend(q, keys, values, mask))
+        x = keep(x + self.o(y, dropout(y, rate, draws[1])))
 
         y, bound = self.norm2(x), self.norm2.bound()
-        dropped = dropout(y, rate, keys[2])
+        dropped = dropout(y, rate, draws[2])
         if self.gate_up is None:
             gate, up = keep(self.gate(y, dropped, bound)), keep(self.up(y, dropped, bound))
         else:
             gate, up = jnp.split(self.gate_up(y, bound=bound), 2, axis=-1)
         y = jax.nn.silu(gate) * up
-        return x + self.down(y, dropout(y, rate, keys[3])), (k, v)
+        return x + self.down(y, dropout(y, rate, draws[3])), (k, v)
 
 
 class LanguageModel(nnx.Module):
@@ -168,7 +170,7 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "B N"],
         mask: Bool[Array, "B N past+N"],
         *,
-        past: Cache | None = None,
+        past: Sequence[Cache] = (),
         key: PRNGKeyArray | None = None,
         keep_cache: bool = False,
         remat: str = "none",
@@ -179,19 +181,39 @@ class LanguageModel(nnx.Module):
           x: input embeddings; the dtype everything is computed in.
           positions: rotary positions of ``x``.
           mask: ``mask[b, i, j]``: may input i see key j? Keys are the past's, then those of ``x``.
-          past: the cache of earlier inputs, when decoding.
+          past: the caches of earlier inputs in their order, when decoding.
           key: turns LoRA's dropout on.
           keep_cache: whether to return keys and values.
           remat: what the backward pass computes again; one of ``layers.REMAT``.
 
         Returns:
-          The hidden states after the final norm, and the cache with the new keys and values (None unless kept).
+          The hidden states after the final norm, and the cache of ``x`` (None unless kept).
         """
+        if few_rows.fits(self.config, x, self.blocks):
+            return self._few_rows(x, positions, mask, past)
         layer_keys = None if key is None else jax.random.split(key, self.config.layers)
 
-        def step(block: LanguageBlock, x: Array, layer: tuple) -> tuple[Array, Cache | None]:
+        def step(block: LanguageBlock, x: Array, layer: tuple) -> tuple[Array, KeysValues | None]:
             x, cache = block(x, positions, mask, layer[0], layer[1])
             return x, cache if keep_cache else None
 
-        x, cache = scan(self.blocks, step, x, (past, layer_keys), remat=remat)
+        x, cache = scan(self.blocks, step, x, (tuple(past), layer_keys), remat=remat)
         return self.norm(x), cache
+
+    def _few_rows(
+        self,
+        x: Float[Array, "1 N D"],
+        positions: Int[Array, "1 N"],
+        mask: Bool[Array, "1 N past+N"],
+        past: Sequence[Cache],
+    ) -> tuple[Float[Array, "1 N D"], Cache]:
+        """``__call__`` by the kernels of ``models.few_rows``."""
+        c = self.config
+        lengths = [part[0][0].shape[1] for part in past]
+        rows = few_rows.Rows.of(x, positions, mask, lengths, c.width // c.heads, c.rope_theta)
+
+        def step(block: LanguageBlock, rows: few_rows.Rows, layer: tuple) -> tuple:
+            return few_rows.layer(block, rows, layer)
+
+        rows, cache = scan(self.blocks, step, rows, tuple(past))
+        return self.norm(rows.seen.x[None, : x.shape[1]]), cache

@@ -23,6 +23,8 @@ from mllm_act.models import float8
 
 Block = TypeVar("Block", bound=nnx.Module)
 
+MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
+
 # How the matrices of vision encoder and language model may be held.
 WEIGHTS = ("float32", "bfloat16", "float8")
 
@@ -110,6 +112,7 @@ class Linear(nnx.Module):
         """
         kernel = self.kernel.get_value()
         if self.kernel_scale is None:
+            kernel = kernel[1].T if isinstance(kernel, tuple) else kernel
             y = x @ kernel.astype(x.dtype)
         else:
             own = None if bound is None else float8.scale_of(bound)
@@ -194,28 +197,37 @@ def attend(
     k: Float[Array, "B N G K"],
     v: Float[Array, "B N G K"],
     mask: Bool[Array, "B Q N"] | None = None,
+    *,
+    length: int | None = None,
 ) -> Float[Array, "B Q HK"]:
-    """Scaled dot-product attention; G may divide H (grouped-query heads). ``mask`` says what may be seen.
+    """Scaled dot-product attention; G may divide H (grouped-query heads).
 
-    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel, which wants Q and N even where there is a gradient; without a
-    mask they are filled up to that.
+    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel. That wants Q and N even where there is a gradient, as they are
+    where there is a mask (``MULTIPLE``).
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      mask: what may be seen.
+      length: how many of the N keys may be seen, where it is the same first ones for all.
     """
-    seen = None if mask is None else mask[:, None]
-    fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
-    rows, there, lengths = q.shape[1], k.shape[1], None
-    if fused and mask is None and (rows % 2 or there % 2):
-        q = jnp.pad(q, ((0, 0), (0, rows % 2), (0, 0), (0, 0)))
-        k, v = (jnp.pad(x, ((0, 0), (0, there % 2), (0, 0), (0, 0))) for x in (k, v))
-        lengths = jnp.full(len(q), there, jnp.int32)
+    bounded = length is not None and length < k.shape[1]
+    even = mask is not None or not (q.shape[1] % 2 or k.shape[1] % 2)
     out = jax.nn.dot_product_attention(
         q,
         k,
         v,
-        mask=seen,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn" if fused else None,
+        mask=None if mask is None else mask[:, None],
+        key_value_seq_lengths=jnp.full(len(q), length, jnp.int32) if bounded else None,
+        implementation="cudnn" if fused(q.dtype) and even else None,
     )
-    return out[:, :rows].reshape(len(out), rows, -1)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def fused(dtype: jnp.dtype) -> bool:
+    """Whether attention in this dtype is cuDNN's."""
+    return jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2
 
 
 def heads(x: Float[Array, "B N HK"], count: int) -> Float[Array, "B N H K"]:
@@ -275,11 +287,12 @@ def scan(
       blocks: what ``stack`` made; parameters may be tuples, see ``unstack``.
       step: ``(block, carry, layer_input) -> (carry, layer_output)``.
       carry: what flows from block to block.
-      per_layer: a tree with a leading layer axis, one slice a block.
+      per_layer: a tree with a leading layer axis, one slice a block; where blocks are unrolled, parts of it may be
+        lists with an entry a block.
       remat: one of ``REMAT``.
 
     Returns:
-      The last carry, and the layer outputs stacked on a leading axis.
+      The last carry, and the layer outputs: stacked on a leading axis, or a list where blocks are unrolled.
     """
     graph, state = nnx.split(blocks)
     policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "projections" else None
@@ -298,9 +311,10 @@ def scan(
     outputs = []
     for i in range(layers):
         ith = operator.itemgetter(i)
-        carry, output = body(_map_variables(ith, pieces), carry, jax.tree.map(ith, per_layer))
+        layer = jax.tree.map(ith, per_layer, is_leaf=lambda node: isinstance(node, list))
+        carry, output = body(_map_variables(ith, pieces), carry, layer)
         outputs.append(output)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return carry, outputs
 
 
 def _is_variable(node: Any) -> bool:

@@ -17,22 +17,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mllm_act.batch import Images
 from mllm_act.errors import UserError
+from mllm_act.models import few_rows
 from mllm_act.models.bridge import Bridge
 from mllm_act.models.existing import encode_existing
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
-from mllm_act.models.layers import REMAT, WEIGHTS, LoRA
+from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHTS, LoRA
 from mllm_act.models.mixer import MixerConfig
 from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig, VisionTransformer
 
 HISTORIES = ("observations", "observations_and_actions")
 DTYPES = ("float32", "bfloat16")
-MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,33 +164,32 @@ class MLLM(nnx.Module):
 
     def _sequence(
         self,
-        prompt: Int[Array, "B N"],
         prompt_mask: Bool[Array, "B N"],
         latents: Float[Array, "B T L D"],
         step_mask: Bool[Array, "B T"],
         fed: Float[Array, "B T F D"],
-    ) -> tuple[Float[Array, "B N+S D"], Int[Array, "B N+S"], Bool[Array, "B N+S N+S"]]:
-        """Returns input embeddings, positions, and who may see whom.
+        length: int,
+    ) -> tuple[Float[Array, "B S D"], Int[Array, "B N+S"], Bool[Array, "B N+S N+S"]]:
+        """Returns the steps' embeddings, all positions, and who may see whom.
 
-        The sequence is padded at its end to a multiple of ``MULTIPLE``.
+        The steps are padded at their end to S, so that prompt and steps are ``length`` long.
         """
         b, t, count, d = latents.shape
-        dtype = jnp.dtype(self.config.dtype)
         layout = Layout.of(t, count, fed.shape[2], self.config.history)
-        steps = jnp.concatenate([latents, fed.astype(dtype)], axis=2).reshape(b, -1, d)
-        extra = -(prompt.shape[1] + steps.shape[1]) % MULTIPLE
+        fed = fed.astype(jnp.dtype(self.config.dtype))
+        steps = jnp.concatenate([latents, fed], axis=2).reshape(b, -1, d)
+        n = prompt_mask.shape[1]
+        extra = length - n - steps.shape[1]
         steps = jnp.pad(steps, ((0, 0), (0, extra), (0, 0)))
-        x = jnp.concatenate([self.language.embed(prompt, dtype), steps], axis=1)
 
         prompt_positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
         after = prompt_mask.sum(1, keepdims=True) + layout.step * layout.stride + layout.slot
         positions = jnp.concatenate([prompt_positions, after], axis=1)
         positions = jnp.pad(positions, ((0, 0), (0, extra)))
 
-        n = prompt.shape[1]
         exists = jnp.concatenate([prompt_mask, step_mask[:, layout.step]], axis=1)
         exists = jnp.pad(exists, ((0, 0), (0, extra)))
-        order = jnp.arange(x.shape[1])
+        order = jnp.arange(length)
         causal = order[:, None] >= order[None, :]
         if self.config.history == "observations":
             step = jnp.pad(layout.step, (n, extra), constant_values=-1)
@@ -198,7 +197,7 @@ class MLLM(nnx.Module):
             hidden = is_action[None, :] & (step[:, None] != step[None, :])
             causal = causal & ~hidden
         itself = order[:, None] == order[None, :]  # keeps the softmax of padding finite
-        return x, positions, (causal & exists[:, None, :]) | itself
+        return steps, positions, (causal & exists[:, None, :]) | itself
 
     def __call__(
         self,
@@ -223,37 +222,55 @@ class MLLM(nnx.Module):
         Returns:
           For each step the hidden states of its last latent and of its F action tokens.
         """
-        x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
-        hidden, _ = self.language(x, positions, mask, key=key, remat=self.config.remat)
         b, t, count, d = latents.shape
         start, each = prompt.shape[1], count + fed.shape[2]
+        length = -(-(start + t * each) // MULTIPLE) * MULTIPLE
+        steps, positions, mask = self._sequence(prompt_mask, latents, step_mask, fed, length)
+        x = jnp.concatenate([self.language.embed(prompt, steps.dtype), steps], axis=1)
+        hidden, _ = self.language(x, positions, mask, key=key, remat=self.config.remat)
         return hidden[:, start : start + t * each].reshape(b, t, each, d)[:, :, count - 1 :]
+
+    def read(self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]) -> "Reading":
+        """Reads prompts, which see nothing of what comes after them, once for all steps of their episodes."""
+        none = jnp.zeros((len(prompt), 0, 0, self.width), jnp.dtype(self.config.dtype))
+        steps = jnp.zeros((len(prompt), 0), bool)
+        n = prompt.shape[1]
+        _, positions, mask = self._sequence(prompt_mask, none, steps, none, n)
+        x = self.language.embed(prompt, none.dtype)
+        _, cache = self.language(x, positions, mask, keep_cache=True)
+        assert cache is not None
+        return Reading(cache, prompt_mask)
 
     def prefill(
         self,
-        prompt: Int[Array, "B N"],
-        prompt_mask: Bool[Array, "B N"],
+        reading: "Reading",
         latents: Float[Array, "B T L D"],
         step_mask: Bool[Array, "B T"],
         fed: Float[Array, "B T F D"],
     ) -> tuple[Float[Array, "B D"], "Decoding"]:
         """Reads everything up to the newest step's last latent, and readies the decoding of that step's tokens.
 
-        Args are those of ``__call__``; ``fed`` holds the action tokens of *past* steps (F = 0 when actions are not in
-        the history; the newest step's are ignored).
+        Args:
+          reading: of the prompts.
+          latents: see ``__call__``.
+          step_mask: see ``__call__``.
+          fed: the action tokens of *past* steps (F = 0 when actions are not in the history; the newest step's are
+            ignored).
 
         Returns:
           The hidden state that predicts the newest step's first token, and the state for ``extend``.
         """
-        x, positions, mask = self._sequence(prompt, prompt_mask, latents, step_mask, fed)
-        hidden, cache = self.language(x, positions, mask, keep_cache=True)
+        n, (b, t, count, _) = reading.mask.shape[1], latents.shape
+        each = count + fed.shape[2]
+        length = n + few_rows.filled_up(t * each)
+        x, positions, mask = self._sequence(reading.mask, latents, step_mask, fed, length)
+        past = (reading.cache,)
+        hidden, cache = self.language(x, positions[:, n:], mask[:, n:], past=past, keep_cache=True)
         assert cache is not None
-        n, (b, _, count, _) = prompt.shape[1], latents.shape
-        newest = step_mask.sum(1) - 1
-        last = n + newest * (count + fed.shape[2]) + count - 1
-        readable = mask[jnp.arange(b), last]
-        state = Decoding(cache, readable, positions[jnp.arange(b), last])
-        return hidden[jnp.arange(b), last], state
+        last = (step_mask.sum(1) - 1) * each + count - 1
+        row = jnp.arange(b)
+        state = Decoding((*past, cache), mask[row, n + last], positions[row, n + last])
+        return hidden[row, last], state
 
     def extend(
         self, embedding: Float[Array, "B D"], state: "Decoding"
@@ -263,16 +280,24 @@ class MLLM(nnx.Module):
         position = state.position + 1
         x = embedding.astype(jnp.dtype(self.config.dtype))[:, None]
         hidden, cache = self.language(
-            x, position[:, None], readable[:, None], past=state.cache, keep_cache=True
+            x, position[:, None], readable[:, None], past=state.past, keep_cache=True
         )
         assert cache is not None
-        return hidden[:, 0], Decoding(cache, readable, position)
+        return hidden[:, 0], Decoding((*state.past, cache), readable, position)
+
+
+@struct.dataclass
+class Reading:
+    """Prompts that were read."""
+
+    cache: Cache
+    mask: Bool[Array, "B N"]  # which tokens exist
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """What decoding one step's tokens carries on."""
 
-    cache: Cache
+    past: tuple[Cache, ...]
     readable: Bool[Array, "B past"]
     position: Int[Array, " B"]

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mllm_act.errors import UserError
-from mllm_act.models.layers import LayerNorm, Linear, attend, heads, scan, stack
+from mllm_act.models.layers import MULTIPLE, LayerNorm, Linear, attend, fused, heads, scan, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +116,14 @@ class VisionBlock(nnx.Module):
         if self.family.layer_scale:
             self.scale1, self.scale2 = nnx.Param(jnp.ones(d)), nnx.Param(jnp.ones(d))
 
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], length: int) -> Float[Array, "B N D"]:
+        """Runs the block; what comes after the first ``length`` of N fills up and is not seen."""
         y, bound = self.norm1(x), self.norm1.bound()
         q, k, v = (
             heads(project(y, bound=bound), self.heads) for project in (self.q, self.k, self.v)
         )
-        y = self.o(attend(q, k, v))
+        bound = self.v.bound(self.norm1.length())  # attention averages values
+        y = self.o(attend(q, k, v, length=length), bound=bound)
         x = x + (y * self.scale1[...].astype(x.dtype) if self.family.layer_scale else y)
         y = self.up(self.norm2(x), bound=self.norm2.bound())
         bound = self.up.bound(self.norm2.length())  # no activation makes its input larger
@@ -180,5 +182,8 @@ class VisionTransformer(nnx.Module):
         x = jnp.concatenate([first, x], axis=1) + self._positions().astype(dtype)
         if self.norm is not None:
             x = self.norm(x)
-        x, _ = scan(self.blocks, lambda block, x, _: (block(x), None), x, remat=remat)
-        return x[:, 1:]
+        length = x.shape[1]
+        if fused(x.dtype):
+            x = jnp.pad(x, ((0, 0), (0, -length % MULTIPLE), (0, 0)))
+        x, _ = scan(self.blocks, lambda block, x, _: (block(x, length), None), x, remat=remat)
+        return x[:, 1:length]

@@ -173,7 +173,8 @@ def test_in_a_model_decoding_is_teacher_forcing() -> None:
 
     def act(both: Both, prompt: Any, prompt_mask: Any, latents: Any, step_mask: Any) -> jax.Array:
         fed = jnp.zeros((tiny.B, tiny.T, 0, tiny.D))
-        hidden, state = both.mllm.prefill(prompt, prompt_mask, latents, step_mask, fed)
+        reading = both.mllm.read(prompt, prompt_mask)
+        hidden, state = both.mllm.prefill(reading, latents, step_mask, fed)
         return both.adapter.sample(hidden, proprio(tiny.B), both.mllm.extend, state)
 
     def best(both: Both, tokens: jax.Array, inputs: Any) -> jax.Array:

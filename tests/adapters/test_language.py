@@ -61,7 +61,7 @@ def test_decoding_with_a_model_is_its_own_head_under_the_filter(tied: bool) -> N
 
     def act(mllm: MLLM, prompt: Any, prompt_mask: Any, latents: Any, step_mask: Any) -> jax.Array:
         fed = jnp.zeros((tiny.B, tiny.T, 0, tiny.D))
-        hidden, state = mllm.prefill(prompt, prompt_mask, latents, step_mask, fed)
+        hidden, state = mllm.prefill(mllm.read(prompt, prompt_mask), latents, step_mask, fed)
         return lent(adapter, mllm).sample(hidden, jnp.zeros((tiny.B, 0)), mllm.extend, state)
 
     keys = ("prompt", "prompt_mask", "latents", "step_mask")

@@ -140,7 +140,8 @@ def decode(
 ) -> jax.Array:
     """The hidden states [B, F+1, D] of step ``newest``: prefilled, then one token at a time."""
     step_mask = jnp.broadcast_to(jnp.arange(T) <= newest, (B, T))
-    hidden, state = model.prefill(**{**given, "step_mask": step_mask, "fed": past})
+    reading = model.read(given["prompt"], given["prompt_mask"])
+    hidden, state = model.prefill(reading, given["latents"], step_mask, past)
     out = [hidden]
     for token in range(given["fed"].shape[2]):
         hidden, state = model.extend(given["fed"][:, newest, token], state)
