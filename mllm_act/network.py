@@ -198,9 +198,10 @@ class Embodied:
         self, seen: Observation, padded_parts: int | None = None
     ) -> Float[Array, "B T L D"]:
         """Encodes the pictures; ``padded_parts`` as in ``loss``."""
+        instruction = self.mllm.instruction(seen.prompt, seen.prompt_mask)
         if padded_parts is None:
-            return self.mllm.latents(seen.images)
-        return self.mllm.latents(seen.images, seen.mask, padded_parts)
+            return self.mllm.latents(seen.images, instruction)
+        return self.mllm.latents(seen.images, instruction, seen.mask, padded_parts)
 
     def act(
         self,

@@ -4,7 +4,8 @@
     memory = policy.start(batch=1)
     action, memory = policy.act(images, proprio, ["press the button"], first=np.array([True]), memory=memory)
 
-Images of past steps are kept as the latents the model made of them, and are not encoded again. Where a decision holds
+Images of past steps are kept as the latents the model made of them, and are not encoded again (so an episode has one
+instruction, where the bridge reads it). Where a decision holds
 several actions (a chunk), they are carried out one after another, and the language model runs once a chunk; or it runs
 at every step, and what the chunks say of the present one is averaged (temporal ensembling).
 """
@@ -254,9 +255,8 @@ class Policy:
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B A"], Memory]:
         network = self._network(parameters)
-        newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
-            :, 0
-        ]
+        now = {camera: image[:, None] for camera, image in images.items()}
+        newest = network.mllm.latents(now, network.mllm.instruction(ids, exists))[:, 0]
         count = jnp.where(first, 0, memory.count)
         full = count == self.context
         place = jnp.where(full, self.context - 1, count)

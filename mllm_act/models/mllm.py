@@ -24,6 +24,7 @@ from mllm_act.batch import Images
 from mllm_act.errors import UserError
 from mllm_act.models.bridge import Bridge
 from mllm_act.models.existing import encode_existing
+from mllm_act.models.film import FilmConfig
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
 from mllm_act.models.layers import REMAT, WEIGHTS, LoRA
 from mllm_act.models.mixer import MixerConfig
@@ -52,6 +53,7 @@ class MLLMConfig:
     perceiver: PerceiverConfig
     language: LanguageConfig
     mixer: MixerConfig = MixerConfig()
+    film: FilmConfig = FilmConfig()
     history: str = "observations"
     dtype: str = "bfloat16"
     weights: str = "float32"
@@ -68,15 +70,17 @@ class MLLMConfig:
             "bridge": tuple(values["bridge"]),
             "perceiver": PerceiverConfig(**values["perceiver"]),
             "mixer": MixerConfig(**values["mixer"]),
+            "film": FilmConfig(**values.get("film", {})),  # weights imported before it was there
             "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
         })  # fmt: skip
 
     @property
     def latents_per_image(self) -> int:
         """How many embeddings of the language model one image becomes."""
+        makers = {"perceiver": self.perceiver, "mixer": self.mixer, "film": self.film}
         for part in reversed(self.bridge):
-            if part != "projector":
-                return self.perceiver.latents if part == "perceiver" else self.mixer.latents
+            if part in makers:
+                return makers[part].latents
         return self.vision.patches
 
 
@@ -120,6 +124,7 @@ class MLLM(nnx.Module):
             config.bridge,
             config.perceiver,
             config.mixer,
+            config.film,
             vision.patches,
             vision.width,
             language.width,
@@ -132,9 +137,26 @@ class MLLM(nnx.Module):
         """D, the width of hidden states and embeddings."""
         return self.config.language.width
 
+    def instruction(
+        self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]
+    ) -> Float[Array, "B D"] | None:
+        """Returns what the language model makes of the prompt alone: the mean of its tokens' hidden states.
+
+        No token of the prompt sees a picture, so these are the states that ``__call__`` has of it, less dropout.
+        None where the bridge reads no instruction.
+        """
+        if not self.bridge.reads_instruction:
+            return None
+        b, n, d = *prompt.shape, self.width
+        no_latents, no_steps = jnp.zeros((b, 0, 1, d)), jnp.zeros((b, 0), bool)
+        x, positions, mask = self._sequence(prompt, prompt_mask, no_latents, no_steps, no_latents)
+        hidden, _ = self.language(x, positions, mask, remat=self.config.remat)
+        return hidden[:, :n].astype(jnp.float32).mean(1, where=prompt_mask[..., None])
+
     def latents(
         self,
         images: Images,
+        instruction: Float[Array, "B D"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
         parts: int = 1,
     ) -> Float[Array, "B T L D"]:
@@ -142,24 +164,31 @@ class MLLM(nnx.Module):
 
         Args:
           images: of every camera.
+          instruction: of every window, from ``instruction``.
           mask: which steps exist, where that is to be used: the others cost nothing then, and their latents are zero.
           parts: into how many equal parts the devices split the batch; read where there is a mask.
         """
 
-        def encode(image: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T L D"]:
+        def encode(
+            image: UInt8[Array, "B T H W 3"], told: Float[Array, "B T D"] | None
+        ) -> Float[Array, "B T L D"]:
             features = self.vision(
                 image.reshape(-1, *image.shape[2:]),
                 dtype=jnp.dtype(self.config.dtype),
                 remat=self.config.remat,
             )
-            latents = self.bridge(features, remat=self.config.remat)
+            flat = None if told is None else told.reshape(-1, self.width)
+            latents = self.bridge(features, flat, remat=self.config.remat)
             return latents.reshape(*image.shape[:2], *latents.shape[1:])
 
         cameras = [image for _, image in sorted(images.items())]
         if mask is None:
-            return jnp.concatenate([encode(image) for image in cameras], axis=2)
+            told = None
+            if instruction is not None:
+                told = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
+            return jnp.concatenate([encode(image, told) for image in cameras], axis=2)
         return jnp.concatenate(
-            [encode_existing(encode, image, mask, parts) for image in cameras], axis=2
+            [encode_existing(encode, image, instruction, mask, parts) for image in cameras], axis=2
         )
 
     def _sequence(

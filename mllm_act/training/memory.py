@@ -169,7 +169,8 @@ def _kept_by_model(
     def forward(moved: Any, held: Any, images: Any, sequence: Any, key: Any) -> jax.Array:
         mllm = nnx.merge(graph, moved[0], held)
         prompt, prompt_mask, step_mask = sequence
-        return mllm(prompt, prompt_mask, mllm.latents(images), step_mask, moved[1], key=key)
+        latents = mllm.latents(images, mllm.instruction(prompt, prompt_mask))
+        return mllm(prompt, prompt_mask, latents, step_mask, moved[1], key=key)
 
     embeddings = array((b, t, fed, config.language.width), jnp.float32)
     return _kept(forward, (moved, embeddings), held, images, sequence, key)
