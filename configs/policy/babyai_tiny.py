@@ -1,8 +1,8 @@
 """BabyAI's `go to` from scratch on two cores, no GPU: a tiny model that learns to read the instruction.
 
-    python -m data_pipelines.generate --env=babyai --tasks=goto --episodes=16000 --out=data/goto --workers=2
-    python -m mllm_act.train --config=configs/policy/babyai_tiny.py:semlang --workdir=runs/goto
-    python -m mllm_act.evaluate --checkpoint=runs/goto --env=babyai --split=test --tasks=goto
+python -m data_pipelines.generate --env=babyai --tasks=goto --episodes=16000 --out=data/goto --workers=2
+python -m mllm_act.train --config=configs/policy/babyai_tiny.py:semlang --workdir=runs/goto
+python -m mllm_act.evaluate --checkpoint=runs/goto --env=babyai --split=test --tasks=goto
 """
 
 from pathlib import Path

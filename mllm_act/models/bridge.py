@@ -44,11 +44,15 @@ class Bridge(nnx.Module):
         """Makes the parts; ``positions`` is how many features an image has.
 
         Raises:
-          UserError: if a part does not exist or comes twice, or there is none.
+          UserError: if a part does not exist or comes twice, or there is none, or film is not the first.
         """
         if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
             raise UserError(
                 f"bridge: expected some of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
+            )
+        if "film" in parts[1:]:
+            raise UserError(
+                f"bridge: expected film at the beginning, where features are still a grid, found {','.join(parts)!r}"
             )
         self.parts = parts
         width = feature_width

@@ -7,13 +7,13 @@ leave is summed to latents as the mixer does it.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mllm_act.errors import UserError
 from mllm_act.models.layers import LayerNorm, Linear
 from mllm_act.models.mixer import Mixer, MixerConfig
 
@@ -70,17 +70,8 @@ class Film(nnx.Module):
         output_width: int,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the blocks; ``positions`` is how many features an image has.
-
-        Raises:
-          UserError: if the features are no square grid.
-        """
-        self.side = round(positions**0.5)
-        if self.side**2 != positions:
-            raise UserError(
-                f"bridge: expected film right after the vision encoder, whose features are a square grid, found "
-                f"{positions} features; name it first"
-            )
+        """Makes the blocks; ``positions`` is how many features an image has, those of a square grid row by row."""
+        self.side = math.isqrt(positions)
         self.norm = LayerNorm(feature_width)
         self.norm_instruction = LayerNorm(instruction_width)
         self.input = Linear(feature_width, config.width, bias=True, rngs=rngs)
