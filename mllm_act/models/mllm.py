@@ -77,7 +77,9 @@ class MLLMConfig:
     @property
     def latents_per_image(self) -> int:
         """How many embeddings of the language model one image becomes."""
-        makers = {"perceiver": self.perceiver, "mixer": self.mixer, "film": self.film}
+        makers: dict[str, PerceiverConfig | MixerConfig | FilmConfig] = {
+            "perceiver": self.perceiver, "mixer": self.mixer, "film": self.film,
+        }  # fmt: skip
         for part in reversed(self.bridge):
             if part in makers:
                 return makers[part].latents

@@ -56,7 +56,7 @@ TINY = MLLMConfig(
 PRESETS = {
     # The real architecture at a size that trains from scratch on a laptop's CPU.
     "tiny": Preset(TINY, trained=EVERYTHING, text_tokenizer="trained"),
-    # As small, for worlds of 8 x 8 cells such as BabyAI's rooms: a patch is a cell, and the bridge reads the instruction.
+    # For worlds of 8 x 8 cells such as BabyAI's rooms: a patch is a cell, and the bridge reads the instruction.
     "tiny_grid": Preset(
         dataclasses.replace(
             TINY,
