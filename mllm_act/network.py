@@ -187,7 +187,7 @@ class Embodied:
         # The last token is fed back only if later steps see it.
         past_is_seen = self.mllm.config.history == "observations_and_actions"
         fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not past_is_seen), :]
-        latents = self.latents(seen, padded_parts)
+        latents = self.latents(seen, padded_parts, key)
         hidden = self.mllm(seen.prompt, seen.prompt_mask, latents, seen.mask, fed, key=key)
         hidden = hidden[..., : adapter.tokens_per_action, :]
         return adapter.loss(
@@ -195,12 +195,17 @@ class Embodied:
         )
 
     def latents(
-        self, seen: Observation, padded_parts: int | None = None
+        self,
+        seen: Observation,
+        padded_parts: int | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T L D"]:
-        """Encodes the pictures; ``padded_parts`` as in ``loss``."""
+        """Encodes the pictures; the other arguments as in ``loss``."""
+        key = None if key is None else jax.random.fold_in(key, 1)  # another than dropout's
+        instruction = self.mllm.instruction(seen.prompt, seen.prompt_mask, key)
         if padded_parts is None:
-            return self.mllm.latents(seen.images)
-        return self.mllm.latents(seen.images, seen.mask, padded_parts)
+            return self.mllm.latents(seen.images, instruction)
+        return self.mllm.latents(seen.images, instruction, seen.mask, padded_parts)
 
     def act(
         self,

@@ -5,9 +5,9 @@
     action, memory = policy.act(images, proprio, ["press the button"], first=np.array([True]), memory=memory)
 
 Images of past steps are kept as the latents the model made of them, and are not encoded again; instructions are read
-when they change. Where a decision holds
-several actions (a chunk), they are carried out one after another, and the language model runs once a chunk; or it runs
-at every step, and what the chunks say of the present one is averaged (temporal ensembling).
+when they change. Where a decision holds several actions (a chunk), they are carried out one after another, and the
+language model runs once a chunk; or it runs at every step, and what the chunks say of the present one is averaged
+(temporal ensembling).
 """
 
 import dataclasses
@@ -269,9 +269,8 @@ class Policy:
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B A"], Steps]:
         network = self._network(parameters)
-        newest = network.mllm.latents({camera: image[:, None] for camera, image in images.items()})[
-            :, 0
-        ]
+        now = {camera: image[:, None] for camera, image in images.items()}
+        newest = network.mllm.latents(now, reading.instruction)[:, 0]
         count = jnp.where(first, 0, steps.count)
         full = count == self.context
         place = jnp.where(full, self.context - 1, count)

@@ -1,9 +1,9 @@
 """What the configs of all environments have in common: every key there is, with its value where they say nothing.
 
-Variants: the adapter; then ``,preset=NAME``: ``tiny``, all of it trained from scratch, or ``smollm2_vit_s`` or
-``llava_1_5_7b``, of which LoRA, bridge and adapter are trained and the rest is pretrained: ``make pretrained`` or
-``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904, appendix, table 3, where
-it states them.
+Variants: the adapter; then ``,preset=NAME``: ``tiny`` or ``tiny_grid``, all of it trained from scratch, or
+``smollm2_vit_s`` or ``llava_1_5_7b``, of which LoRA, bridge and adapter are trained and the rest is pretrained:
+``make pretrained`` or ``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904,
+appendix, table 3, where it states them.
 """
 
 from ml_collections.config_dict import ConfigDict, placeholder
@@ -29,7 +29,7 @@ def get_config(variant: str) -> ConfigDict:
     starts_from = presets.get(config.preset).text_tokenizer
     config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
     # Of the model. "" and None: as the preset has it.
-    config.bridge = ""  # projector, perceiver, mixer, or several in their order with commas
+    config.bridge = ""  # projector, perceiver, mixer, film, or several in their order with commas
     config.weights = ""  # how frozen matrices are held: float32, bfloat16 or float8
     config.remat = ""  # what the backward pass computes again: none, projections or full
     config.lora = ConfigDict({

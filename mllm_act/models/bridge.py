@@ -1,15 +1,16 @@
-"""The bridge from vision to language: LLaVA's projector, the Perceiver or the mixer, in the order the config names."""
+"""The bridge from vision to language: LLaVA's projector, Perceiver, mixer or FiLM, in the order the config names."""
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mllm_act.errors import UserError
+from mllm_act.models.film import Film, FilmConfig
 from mllm_act.models.layers import Linear
 from mllm_act.models.mixer import Mixer, MixerConfig
 from mllm_act.models.perceiver import Perceiver, PerceiverConfig
 
-PARTS = ("projector", "perceiver", "mixer")
+PARTS = ("projector", "perceiver", "mixer", "film")
 
 
 class Projector(nnx.Module):
@@ -34,6 +35,7 @@ class Bridge(nnx.Module):
         parts: tuple[str, ...],
         perceiver: PerceiverConfig,
         mixer: MixerConfig,
+        film: FilmConfig,
         positions: int,
         feature_width: int,
         output_width: int,
@@ -42,11 +44,15 @@ class Bridge(nnx.Module):
         """Makes the parts; ``positions`` is how many features an image has.
 
         Raises:
-          UserError: if a part does not exist or comes twice, or there is none.
+          UserError: if a part does not exist or comes twice, or there is none, or film is not the first.
         """
         if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
             raise UserError(
                 f"bridge: expected some of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
+            )
+        if "film" in parts[1:]:
+            raise UserError(
+                f"bridge: expected film at the beginning, where features are still a grid, found {','.join(parts)!r}"
             )
         self.parts = parts
         width = feature_width
@@ -58,20 +64,36 @@ class Bridge(nnx.Module):
             elif part == "perceiver":
                 self.perceiver = Perceiver(perceiver, width, out, rngs)
                 positions = perceiver.latents
-            else:
+            elif part == "mixer":
                 self.mixer = Mixer(mixer, positions, width, out, rngs)
                 positions = mixer.latents
+            else:
+                self.film = Film(film, positions, width, output_width, out, rngs)
+                positions = film.latents
             width = out
 
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether a part needs the instruction."""
+        return "film" in self.parts
+
     def __call__(
-        self, features: Float[Array, "B N F"], *, remat: str = "none"
+        self,
+        features: Float[Array, "B N F"],
+        instruction: Float[Array, "B C"] | None = None,
+        *,
+        remat: str = "none",
     ) -> Float[Array, "B L D"]:
+        """Runs the parts; ``instruction`` is what each image is seen with, needed where ``reads_instruction``."""
         x = features
         for part in self.parts:
             if part == "projector":
                 x = self.projector(x)
             elif part == "perceiver":
                 x = self.perceiver(x, remat=remat)
-            else:
+            elif part == "mixer":
                 x = self.mixer(x)
+            else:
+                assert instruction is not None, "MLLM.instruction gives it"
+                x = self.film(x, instruction)
         return x

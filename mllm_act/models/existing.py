@@ -16,16 +16,21 @@ PIECES = 8  # more skip more exactly; fewer keep a device busier
 
 
 def encode_existing(
-    encode: Callable[[UInt8[Array, "B T H W 3"]], Float[Array, "B T L D"]],
+    encode: Callable[
+        [UInt8[Array, "B T H W 3"], Float[Array, "B T C"] | None], Float[Array, "B T L D"]
+    ],
     images: UInt8[Array, "B T H W 3"],
+    instruction: Float[Array, "B C"] | None,
     mask: Bool[Array, "B T"],
     parts: int,
 ) -> Float[Array, "B T L D"]:
     """Encodes the pictures that ``mask`` says exist; the others' features are zero.
 
     Args:
-      encode: turns pictures to features, each by itself; differentiable in what it closes over.
+      encode: turns pictures to features, each by itself and with the instruction of its window, where there is one;
+        differentiable in that and in what it closes over.
       images: all places of the batch.
+      instruction: of each window.
       mask: which of them hold a picture.
       parts: into how many equal parts the devices split axis B. Pictures change places within a part alone, so none
         goes from device to device; a piece is run where one part has a picture in it.
@@ -36,13 +41,17 @@ def encode_existing(
     exists = mask.reshape(parts, places)
     order = jnp.argsort(~exists, axis=1, stable=True)
     pictures = images.reshape(parts, places, *images.shape[2:])
+    windows = None if instruction is None else instruction.reshape(parts, b // parts, -1)
 
     def run(_: None, piece: tuple[Array, Array]) -> tuple[None, Array]:
         index, there = piece
         taken = jnp.take_along_axis(pictures, index[..., None, None, None], axis=1)
-        shape = jax.eval_shape(encode, taken)
+        told = None
+        if windows is not None:
+            told = jnp.take_along_axis(windows, index[..., None] // t, axis=1)
+        shape = jax.eval_shape(encode, taken, told)
         empty = jnp.zeros(shape.shape, shape.dtype)
-        return None, jax.lax.cond(there.any(), lambda: encode(taken), lambda: empty)
+        return None, jax.lax.cond(there.any(), lambda: encode(taken, told), lambda: empty)
 
     def cut(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(parts, pieces, -1), 1, 0)

@@ -261,12 +261,12 @@ def _attention_kernel(*refs: Any, heads: int, kv_heads: int, lengths: tuple[int,
         parts.append((scores(keys, bias_ref[...]), read(values_ref, g * size, size)))
     top = functools.reduce(jnp.maximum, [jnp.max(s, 1) for s, _ in parts])
     weights = [(jnp.exp(s - top[:, None]), values) for s, values in parts]
-    total = sum(jnp.sum(p, 1) for p, _ in weights)
-    out = sum(
+    total = functools.reduce(jnp.add, [jnp.sum(p, 1) for p, _ in weights])
+    sums = [
         jnp.dot(p.astype(values.dtype), values, preferred_element_type=jnp.float32)
         for p, values in weights
-    )
-    out = out / total[:, None]
+    ]
+    out = functools.reduce(jnp.add, sums) / total[:, None]
     out_ref[...] = out.astype(out_ref.dtype)
     largest_ref[...] = jnp.max(jnp.abs(out), 1)[:, None]
 

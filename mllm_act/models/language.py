@@ -200,6 +200,20 @@ class LanguageModel(nnx.Module):
         x, cache = scan(self.blocks, step, x, (tuple(past), layer_keys), remat=remat)
         return self.norm(x), cache
 
+    def first_layers(
+        self,
+        x: Float[Array, "B N D"],
+        positions: Int[Array, "B N"],
+        mask: Bool[Array, "B N N"],
+        layers: int,
+    ) -> Float[Array, "B N D"]:
+        """Returns the hidden states after some layers, without a norm; the other arguments are ``__call__``'s."""
+
+        def step(block: LanguageBlock, x: Array, _: None) -> tuple[Array, None]:
+            return block(x, positions, mask, (), None)[0], None
+
+        return scan(self.blocks, step, x, layers=layers)[0]
+
     def _few_rows(
         self,
         x: Float[Array, "1 N D"],

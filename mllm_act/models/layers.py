@@ -213,13 +213,14 @@ def attend(
       length: how many of the N keys may be seen, where it is the same first ones for all.
     """
     bounded = length is not None and length < k.shape[1]
+    lengths = jnp.full(len(q), length or 0, jnp.int32)
     even = mask is not None or not (q.shape[1] % 2 or k.shape[1] % 2)
     out = jax.nn.dot_product_attention(
         q,
         k,
         v,
         mask=None if mask is None else mask[:, None],
-        key_value_seq_lengths=jnp.full(len(q), length, jnp.int32) if bounded else None,
+        key_value_seq_lengths=lengths if bounded else None,
         implementation="cudnn" if fused(q.dtype) and even else None,
     )
     return out.reshape(*out.shape[:2], -1)
@@ -280,6 +281,7 @@ def scan(
     per_layer: Any = None,
     *,
     remat: str = "none",
+    layers: int | None = None,
 ) -> tuple[Any, Any]:
     """Runs stacked blocks one after the other: compiled once, or unrolled where some parameters are unstacked.
 
@@ -290,11 +292,14 @@ def scan(
       per_layer: a tree with a leading layer axis, one slice a block; where blocks are unrolled, parts of it may be
         lists with an entry a block.
       remat: one of ``REMAT``.
+      layers: how many of the blocks are run, the first ones; all where it is not given.
 
     Returns:
       The last carry, and the layer outputs: stacked on a leading axis, or a list where blocks are unrolled.
     """
     graph, state = nnx.split(blocks)
+    if layers is not None:
+        state = _map_variables(lambda value: value[:layers], state)
     policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "projections" else None
 
     def run(state: nnx.State, carry: Any, layer: Any) -> tuple[Any, Any]:
@@ -305,11 +310,11 @@ def scan(
         body = run if remat == "none" else jax.checkpoint(run, prevent_cse=False, policy=policy)
         return jax.lax.scan(lambda c, xs: body(xs[0], c, xs[1]), carry, (state, per_layer))
 
-    layers = len(tuples[0].get_value())
+    count = len(tuples[0].get_value())
     body = run if remat == "none" else jax.checkpoint(run, policy=policy)
-    pieces = _map_variables(functools.partial(_pieces, layers=layers), state)
+    pieces = _map_variables(functools.partial(_pieces, layers=count), state)
     outputs = []
-    for i in range(layers):
+    for i in range(count):
         ith = operator.itemgetter(i)
         layer = jax.tree.map(ith, per_layer, is_leaf=lambda node: isinstance(node, list))
         carry, output = body(_map_variables(ith, pieces), carry, layer)

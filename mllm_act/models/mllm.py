@@ -25,6 +25,7 @@ from mllm_act.errors import UserError
 from mllm_act.models import few_rows
 from mllm_act.models.bridge import Bridge
 from mllm_act.models.existing import encode_existing
+from mllm_act.models.film import FilmConfig
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
 from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHTS, LoRA
 from mllm_act.models.mixer import MixerConfig
@@ -52,6 +53,7 @@ class MLLMConfig:
     perceiver: PerceiverConfig
     language: LanguageConfig
     mixer: MixerConfig = MixerConfig()
+    film: FilmConfig = FilmConfig()
     history: str = "observations"
     dtype: str = "bfloat16"
     weights: str = "float32"
@@ -68,15 +70,19 @@ class MLLMConfig:
             "bridge": tuple(values["bridge"]),
             "perceiver": PerceiverConfig(**values["perceiver"]),
             "mixer": MixerConfig(**values["mixer"]),
+            "film": FilmConfig(**values.get("film", {})),  # weights imported before it was there
             "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
         })  # fmt: skip
 
     @property
     def latents_per_image(self) -> int:
         """How many embeddings of the language model one image becomes."""
+        makers: dict[str, PerceiverConfig | MixerConfig | FilmConfig] = {
+            "perceiver": self.perceiver, "mixer": self.mixer, "film": self.film,
+        }  # fmt: skip
         for part in reversed(self.bridge):
-            if part != "projector":
-                return self.perceiver.latents if part == "perceiver" else self.mixer.latents
+            if part in makers:
+                return makers[part].latents
         return self.vision.patches
 
 
@@ -120,6 +126,7 @@ class MLLM(nnx.Module):
             config.bridge,
             config.perceiver,
             config.mixer,
+            config.film,
             vision.patches,
             vision.width,
             language.width,
@@ -132,9 +139,38 @@ class MLLM(nnx.Module):
         """D, the width of hidden states and embeddings."""
         return self.config.language.width
 
+    def instruction(
+        self,
+        prompt: Int[Array, "B N"],
+        prompt_mask: Bool[Array, "B N"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B C"] | None:
+        """Returns what the bridge has to know of the prompt, None where it reads none.
+
+        Args:
+          prompt: token ids. They see no picture, so what is made of them is the same for all steps.
+          prompt_mask: which of them exist.
+          key: turns the bridge's noise on.
+        """
+        if not self.bridge.reads_instruction:
+            return None
+        x, positions, mask = self._prompt(prompt, prompt_mask)
+        heard = self.language.first_layers(x, positions, mask, self.config.film.heard)
+        return self.bridge.film.listener(heard, prompt_mask, key)
+
+    def _prompt(
+        self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]
+    ) -> tuple[Float[Array, "B N D"], Int[Array, "B N"], Bool[Array, "B N N"]]:
+        """Returns the embeddings of prompts, positions, and who may see whom."""
+        none = jnp.zeros((len(prompt), 0, 0, self.width), jnp.dtype(self.config.dtype))
+        steps = jnp.zeros((len(prompt), 0), bool)
+        _, positions, mask = self._sequence(prompt_mask, none, steps, none, prompt.shape[1])
+        return self.language.embed(prompt, none.dtype), positions, mask
+
     def latents(
         self,
         images: Images,
+        instruction: Float[Array, "B C"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
         parts: int = 1,
     ) -> Float[Array, "B T L D"]:
@@ -142,24 +178,31 @@ class MLLM(nnx.Module):
 
         Args:
           images: of every camera.
+          instruction: of every window, from ``instruction``.
           mask: which steps exist, where that is to be used: the others cost nothing then, and their latents are zero.
           parts: into how many equal parts the devices split the batch; read where there is a mask.
         """
 
-        def encode(image: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T L D"]:
+        def encode(
+            image: UInt8[Array, "B T H W 3"], told: Float[Array, "B T C"] | None
+        ) -> Float[Array, "B T L D"]:
             features = self.vision(
                 image.reshape(-1, *image.shape[2:]),
                 dtype=jnp.dtype(self.config.dtype),
                 remat=self.config.remat,
             )
-            latents = self.bridge(features, remat=self.config.remat)
+            flat = None if told is None else told.reshape(-1, told.shape[-1])
+            latents = self.bridge(features, flat, remat=self.config.remat)
             return latents.reshape(*image.shape[:2], *latents.shape[1:])
 
         cameras = [image for _, image in sorted(images.items())]
         if mask is None:
-            return jnp.concatenate([encode(image) for image in cameras], axis=2)
+            told = None
+            if instruction is not None:
+                told = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
+            return jnp.concatenate([encode(image, told) for image in cameras], axis=2)
         return jnp.concatenate(
-            [encode_existing(encode, image, mask, parts) for image in cameras], axis=2
+            [encode_existing(encode, image, instruction, mask, parts) for image in cameras], axis=2
         )
 
     def _sequence(
@@ -232,14 +275,10 @@ class MLLM(nnx.Module):
 
     def read(self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]) -> "Reading":
         """Reads prompts, which see nothing of what comes after them, once for all steps of their episodes."""
-        none = jnp.zeros((len(prompt), 0, 0, self.width), jnp.dtype(self.config.dtype))
-        steps = jnp.zeros((len(prompt), 0), bool)
-        n = prompt.shape[1]
-        _, positions, mask = self._sequence(prompt_mask, none, steps, none, n)
-        x = self.language.embed(prompt, none.dtype)
+        x, positions, mask = self._prompt(prompt, prompt_mask)
         _, cache = self.language(x, positions, mask, keep_cache=True)
         assert cache is not None
-        return Reading(cache, prompt_mask)
+        return Reading(cache, prompt_mask, self.instruction(prompt, prompt_mask))
 
     def prefill(
         self,
@@ -292,6 +331,7 @@ class Reading:
 
     cache: Cache
     mask: Bool[Array, "B N"]  # which tokens exist
+    instruction: Float[Array, "B C"] | None  # see ``MLLM.instruction``
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,26 +36,32 @@ class Preset:
     text_tokenizer: str
 
 
+TINY = MLLMConfig(
+    vision=VisionConfig(image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256),
+    bridge=("perceiver",),
+    perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
+    language=LanguageConfig(
+        vocabulary=1024,
+        action_tokens=512,
+        width=128,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        mlp_width=256,
+        tied=True,
+    ),
+    dtype="float32",
+)
+
 PRESETS = {
     # The real architecture at a size that trains from scratch on a laptop's CPU.
-    "tiny": Preset(
-        MLLMConfig(
-            vision=VisionConfig(
-                image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256
-            ),
-            bridge=("perceiver",),
-            perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
-            language=LanguageConfig(
-                vocabulary=1024,
-                action_tokens=512,
-                width=128,
-                layers=3,
-                heads=4,
-                kv_heads=2,
-                mlp_width=256,
-                tied=True,
-            ),
-            dtype="float32",
+    "tiny": Preset(TINY, trained=EVERYTHING, text_tokenizer="trained"),
+    # For worlds of 8 x 8 cells such as BabyAI's rooms: a patch is a cell, and the bridge reads the instruction.
+    "tiny_grid": Preset(
+        dataclasses.replace(
+            TINY,
+            vision=dataclasses.replace(TINY.vision, image_size=96, patch_size=12, layers=1),
+            bridge=("film",),
         ),
         trained=EVERYTHING,
         text_tokenizer="trained",

@@ -30,7 +30,8 @@ from jax.extend.core import Literal
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.language import LanguageBlock
-from mllm_act.models.mllm import MLLM, MULTIPLE, MLLMConfig
+from mllm_act.models.layers import MULTIPLE
+from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.vision import VisionBlock
 from mllm_act.training import rules
 
@@ -169,7 +170,8 @@ def _kept_by_model(
     def forward(moved: Any, held: Any, images: Any, sequence: Any, key: Any) -> jax.Array:
         mllm = nnx.merge(graph, moved[0], held)
         prompt, prompt_mask, step_mask = sequence
-        return mllm(prompt, prompt_mask, mllm.latents(images), step_mask, moved[1], key=key)
+        latents = mllm.latents(images, mllm.instruction(prompt, prompt_mask))
+        return mllm(prompt, prompt_mask, latents, step_mask, moved[1], key=key)
 
     embeddings = array((b, t, fed, config.language.width), jnp.float32)
     return _kept(forward, (moved, embeddings), held, images, sequence, key)
@@ -179,7 +181,7 @@ def _kept_by_vision_block(config: MLLMConfig, images: int) -> int:
     block = nnx.eval_shape(lambda: VisionBlock(config.vision, config.weights, nnx.Rngs(0)))
     graph, state = nnx.split(block)
     x = jax.ShapeDtypeStruct((images, 1 + config.vision.patches, config.vision.width), config.dtype)
-    return _kept(lambda x, state: nnx.merge(graph, state)(x), x, state)
+    return _kept(lambda x, state: nnx.merge(graph, state)(x, x.shape[1]), x, state)
 
 
 def _kept_by_language_block(config: MLLMConfig, batch: int, tokens: int) -> int:
@@ -190,6 +192,6 @@ def _kept_by_language_block(config: MLLMConfig, batch: int, tokens: int) -> int:
     positions, mask = array((batch, tokens), jnp.int32), array((batch, tokens, tokens), bool)
 
     def forward(x: Any, state: Any, positions: Any, mask: Any) -> Any:
-        return nnx.merge(graph, state)(x, positions, mask, None, None)
+        return nnx.merge(graph, state)(x, positions, mask, (), None)
 
     return _kept(forward, x, state, positions, mask)

@@ -28,7 +28,7 @@ def test_acting_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "bridge", [("perceiver",), ("projector",), ("projector", "perceiver"), ("mixer",)]
+    "bridge", [("perceiver",), ("projector",), ("projector", "perceiver"), ("mixer",), ("film",)]
 )
 def test_the_formula_agrees_with_xlas_count(bridge: tuple[str, ...]) -> None:
     """XLA also counts resizing, norms, softmax and activations: up to a fifth of so small a model."""
@@ -45,11 +45,14 @@ def test_the_formula_agrees_with_xlas_count(bridge: tuple[str, ...]) -> None:
 
     def forward(state: nnx.State) -> jax.Array:
         model = nnx.merge(graph, state)
-        latents = model.latents(seen.images)
+        instruction = model.instruction(seen.prompt, seen.prompt_mask)
+        latents = model.latents(seen.images, instruction)
         none = latents[:, :, :0]
         return model(seen.prompt, seen.prompt_mask, latents, seen.mask, none)
 
     counted = jax.jit(forward).lower(state).compile().cost_analysis()["flops"]
     rows = -(-(7 + config.latents_per_image) // 8) * 8  # padded to a multiple of 8
     formula = flops.vision(config) + flops.bridge(config) + flops.language(config, rows, rows)
+    if "film" in bridge:
+        formula += flops.language(config, 8, 8)  # the prompt by itself
     assert 0.95 < counted / formula < 1.25

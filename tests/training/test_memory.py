@@ -48,7 +48,8 @@ def compiled_bytes(config: MLLMConfig, trained: presets.Rules) -> int:
         def loss_of(moved: Any) -> jax.Array:
             mllm = nnx.merge(graph, moved, held).mllm
             key = jax.random.key(0)
-            hidden = mllm(*prompt, mllm.latents(images), steps, fed, key=key)
+            latents = mllm.latents(images, mllm.instruction(*prompt))
+            hidden = mllm(*prompt, latents, steps, fed, key=key)
             return hidden.astype(jnp.float32).sum()
 
         updates, moments = tx.update(jax.grad(loss_of)(moved), moments, moved)
@@ -72,6 +73,7 @@ def compiled_bytes(config: MLLMConfig, trained: presets.Rules) -> int:
     ("config", "trained", "changes"),
     [
         (TINY, presets.EVERYTHING, {}),
+        (presets.get("tiny_grid").model, presets.EVERYTHING, {}),
         (WITH_LORA, LORA, {"weights": "bfloat16", "dtype": "bfloat16", "remat": "full"}),
         (WITH_LORA, LORA, {"weights": "float8", "remat": "projections"}),
     ],

@@ -1,0 +1,131 @@
+"""FiLM: a bridge that reads the instruction before it makes latents of an image.
+
+A few queries look for what the instruction is about among the language model's hidden states of its tokens, after the
+first layers, where a word is still much like the words that mean the same (docs/performance.md). Blocks over the grid
+of an image's features follow, whose channels that scales and shifts (FiLM, Perez et al. 2018, arXiv 1709.07871; for
+BabyAI in Chevalier-Boisvert et al. 2019, arXiv 1810.08272). Which features matter is settled here, while there is still
+one for each place; the language model sees latents of what it was told of. What the blocks leave is summed to latents
+as the mixer does it.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from mllm_act.models.layers import LayerNorm, Linear
+from mllm_act.models.mixer import Mixer, MixerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmConfig:
+    """Sizes: ``blocks`` blocks of ``width`` channels; ``sums`` to ``latents`` are the mixer's (``MixerConfig``).
+
+    Attributes:
+      heard: after how many of the language model's layers the instruction is read.
+      queries: how many there are.
+      noise: standard deviation of what is added in training to normalised hidden states, so that words near those of
+        the demonstrations are taken for them.
+    """
+
+    width: int = 128
+    blocks: int = 2
+    heard: int = 5
+    queries: int = 8
+    noise: float = 0.3
+    sums: int = 8
+    mlp_width: int = 512
+    latents: int = 4
+
+
+def normalize_places(x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
+    """Gives each channel of each image mean 0 and variance 1 over its places, in float32.
+
+    A norm over the channels of one place would undo much of a scale that singles channels out. Batch normalisation,
+    which FiLM was made with, would have an image's latents depend on the other images.
+    """
+    x32 = x.astype(jnp.float32)
+    mean, variance = x32.mean((1, 2), keepdims=True), x32.var((1, 2), keepdims=True)
+    return ((x32 - mean) * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+
+
+class Listener(nnx.Module):
+    """Queries, parameters each, that attend to the tokens of an instruction."""
+
+    def __init__(self, config: FilmConfig, token_width: int, rngs: nnx.Rngs) -> None:
+        self.norm = LayerNorm(token_width)
+        self.key = Linear(token_width, config.width, rngs=rngs)
+        self.value = Linear(token_width, config.width, rngs=rngs)
+        self.queries = nnx.Param(jax.random.normal(rngs.params(), (config.queries, config.width)))
+        self.noise = config.noise
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B N D"],
+        exists: Bool[Array, "B N"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B QC"]:
+        """Returns what the queries found, in float32; ``key`` turns the noise on."""
+        x = self.norm(tokens.astype(jnp.float32))
+        if key is not None:
+            x = x + self.noise * jax.random.normal(key, x.shape)
+        queries = self.queries[...] * self.queries.shape[1] ** -0.5
+        scores = jnp.einsum("bnc,qc->bqn", self.key(x), queries)
+        weights = jax.nn.softmax(jnp.where(exists[:, None], scores, -jnp.inf), axis=-1)
+        return (weights @ self.value(x)).reshape(len(x), -1)
+
+
+class FilmBlock(nnx.Module):
+    """A 3 x 3 convolution, the norm over places, FiLM and ReLU, added to the input (Perez et al., figure 3)."""
+
+    def __init__(self, width: int, instruction_width: int, rngs: nnx.Rngs) -> None:
+        kernel = jax.random.normal(rngs.params(), (3, 3, width, width))
+        self.kernel = nnx.Param(kernel * (9 * width) ** -0.5)
+        self.film = Linear(instruction_width, 2 * width, bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B S S C"], instruction: Float[Array, "B QC"]
+    ) -> Float[Array, "B S S C"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        scale, shift = jnp.split(self.film(instruction)[:, None, None], 2, axis=-1)
+        return x + jax.nn.relu(normalize_places(y) * (1 + scale) + shift)
+
+
+class Film(nnx.Module):
+    """Features of one image and an instruction to ``config.latents`` embeddings of the language model."""
+
+    def __init__(
+        self,
+        config: FilmConfig,
+        positions: int,
+        feature_width: int,
+        token_width: int,
+        output_width: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the blocks; ``positions`` is how many features an image has, those of a square grid row by row."""
+        self.side = math.isqrt(positions)
+        self.norm = LayerNorm(feature_width)
+        self.listener = Listener(config, token_width, rngs)
+        self.input = Linear(feature_width, config.width, bias=True, rngs=rngs)
+        self.stages = nnx.List([
+            FilmBlock(config.width, config.queries * config.width, rngs) for _ in range(config.blocks)
+        ])  # fmt: skip
+        sums = MixerConfig(config.width, config.sums, config.mlp_width, config.latents)
+        self.mixer = Mixer(sums, positions, config.width, output_width, rngs)
+
+    def __call__(
+        self, features: Float[Array, "B N F"], instruction: Float[Array, "B QC"]
+    ) -> Float[Array, "B L D_out"]:
+        """Makes latents; ``instruction`` is what the listener gives."""
+        x = self.input(self.norm(features))
+        grid = x.reshape(len(x), self.side, self.side, -1)
+        instruction = instruction.astype(x.dtype)
+        for block in self.stages:
+            grid = block(grid, instruction)
+        return self.mixer(grid.reshape(x.shape))
