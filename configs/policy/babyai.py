@@ -28,4 +28,5 @@ def get_config(variant: str = "semlang") -> ConfigDict:
     config.data.context = 32
     config.data.batch_size = 8
     config.epochs = 20.0
+    config.bridge = "film"
     return config
