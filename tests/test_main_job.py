@@ -217,6 +217,19 @@ def test_an_instruction_longer_than_any_in_training_is_read_and_changes_no_other
     np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
 
 
+def test_an_instruction_that_changes_within_an_episode_is_read_anew(home: Path) -> None:
+    policy = Policy.load(home / "policy")
+    images = {"corner4": np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), np.uint8)}
+    proprio, start = np.zeros((2, 4), np.float32), np.ones(2, bool)
+    before, after = "Press the button.", "Close the drawer."
+    found = []
+    for texts in ([before, after], [after, after]):
+        _, memory = policy.act(images, proprio, texts, start, policy.start(2))
+        action, _ = policy.act(images, proprio, [after, after], ~start, memory)
+        found.append(action)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 def test_wrong_images_are_refused(home: Path) -> None:
     policy = Policy.load(home / "policy")
     for images in (

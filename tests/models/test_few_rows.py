@@ -18,7 +18,7 @@ PROMPT, WIDTH = 11, 256
 def model(weights: str, kv_heads: int, dtype: str) -> MLLM:
     """A model whose sizes suit the kernels, ready for acting, with norms and factors that do something."""
     sizes = LanguageConfig(
-        vocabulary=32, action_tokens=16, width=WIDTH, layers=2, heads=4, kv_heads=kv_heads, mlp_width=512,
+        vocabulary=32, action_tokens=16, width=WIDTH, layers=1, heads=4, kv_heads=kv_heads, mlp_width=256,
         lora=LoRA(targets="q|k|v", rank=2, alpha=4.0),
     )  # fmt: skip
     made = tiny.mllm(language=sizes, weights=weights, dtype=dtype)
@@ -57,10 +57,8 @@ def both(
 @pytest.mark.parametrize(
     ("weights", "dtype", "kv_heads", "count", "close"),
     [
-        ("float32", "float32", 2, 16, 1e-5),
-        ("float32", "float32", 4, 21, 1e-5),
-        ("bfloat16", "bfloat16", 4, 16, 0.02),
-        ("float8", "bfloat16", 2, 16, 0.05),
+        ("float32", "float32", 2, 21, 1e-5),
+        ("float8", "bfloat16", 4, 16, 0.05),
     ],
 )
 def test_a_step_and_a_token_after_it_are_those_of_the_layers(
