@@ -79,7 +79,7 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
         action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
         assert action.shape == (1, 1) and action[0, 0] in range(6)
         seen = {"top": jax.numpy.array(episode["images"]["top"][:, : t + 1])}
-        latents = network.mllm.latents(seen)
+        latents = network.mllm.latents(seen, reading.instruction)
         past = network.adapter.encode(jax.numpy.array(episode["action"][:, : t + 1]))
         mask, proprio = np.ones((1, t + 1), bool), episode["proprio"][:, t]
         tokens = network.act(reading, latents, mask, proprio, past)

@@ -15,14 +15,14 @@ from mllm_act.config import load
 def get_config(variant: str = "semlang") -> ConfigDict:
     """Returns the config of an adapter; see babyai.py, whose values these replace."""
     config = load(f"{Path(__file__).parent / 'babyai.py'}:{variant},preset=tiny_grid")
-    config.prompt_template = "{instruction}: "
-    config.prompt_tokens = 12
+    config.prompt_template = "{instruction}"  # what is the same in all prompts tells nothing here
+    config.prompt_tokens = 6
     config.data.directory = "data/goto"
     config.data.context = 1  # all that a step has to know is in its picture
-    config.data.batch_size = 128
+    config.data.batch_size = 64
     config.data.shuffle_megabytes = 1024  # the whole data set
     config.steps = 3000
     config.optimizer.learning_rate = 1e-3
-    config.validate_every = 250
-    config.validation_windows = 2048
+    config.optimizer.b2 = 0.95
+    config.validation_windows = 1024
     return config

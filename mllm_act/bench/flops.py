@@ -5,8 +5,8 @@ matrix [I, O] takes ``2 I O`` for each row. The gradient of its input takes as m
 many once more. Frozen vision encoders have no backward pass. Recomputation does not count.
 """
 
-from mllm_act.models.film import FilmConfig
-from mllm_act.models.mixer import MixerConfig
+import math
+
 from mllm_act.models.mllm import MLLMConfig
 
 
@@ -28,13 +28,18 @@ def bridge(config: MLLMConfig) -> float:
             total += 2 * rows * (width * out + out * out)
             width = out
         elif part == "mixer":
-            total += _mixer(config.mixer, rows, width, target)
-            rows, width = config.mixer.latents, target
+            m = config.mixer
+            sums = m.latents * m.sums
+            total += 2 * rows * m.width * (width + sums)
+            total += 2 * m.latents * m.mlp_width * (m.sums * m.width + target)
+            rows, width = m.latents, target
         elif part == "film":
             f = config.film
-            block = 2 * rows * 9 * f.width**2 + 2 * out * 2 * f.width
-            total += 2 * rows * width * f.width + f.blocks * block
-            total += _mixer(f, rows, f.width, target)
+            taps = (3 * math.isqrt(rows) - 2) ** 2  # those of all places that are on the grid
+            told = f.queries * f.width
+            total += 2 * rows * f.width * (width + f.width)
+            total += f.blocks * 2 * f.width * (taps * f.width + 2 * told)
+            total += 2 * f.mlp_width * (f.width + f.latents * target)
             rows, width = f.latents, target
         else:
             p = config.perceiver
@@ -44,13 +49,6 @@ def bridge(config: MLLMConfig) -> float:
             total += 2 * latents * d * target + (2 * rows * width * d if width != d else 0)
             rows, width = latents, target
     return total
-
-
-def _mixer(sizes: MixerConfig | FilmConfig, rows: int, inputs: int, outputs: int) -> float:
-    """Operations to sum ``rows`` features to latents, by mixer or FiLM, which names the sizes alike."""
-    sums = sizes.latents * sizes.sums
-    mlp = sizes.mlp_width * (sizes.sums * sizes.width + outputs)
-    return 2 * rows * sizes.width * (inputs + sums) + 2 * sizes.latents * mlp
 
 
 def language(config: MLLMConfig, rows: int, seen: int, backward: bool = False) -> float:
@@ -86,6 +84,8 @@ def train(config: MLLMConfig, batch: int, context: int, prompt_tokens: int, toke
     rows = prompt_tokens + context * (config.latents_per_image + tokens - 1)
     head = 6 * context * tokens * 512 * config.language.width
     images = context * (vision(config) + 3 * bridge(config))
-    passes = [rows, prompt_tokens] if "film" in config.bridge else [rows]
-    decoder = sum(language(config, n, n, backward=True) for n in passes)
+    decoder = language(config, rows, rows, backward=True)
+    if "film" in config.bridge:
+        part = min(config.film.heard / config.language.layers, 1)
+        decoder += part * language(config, prompt_tokens, prompt_tokens, backward=True)
     return batch * (images + decoder + head)

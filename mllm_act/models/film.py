@@ -4,8 +4,9 @@ A few queries look for what the instruction is about among the language model's 
 first layers, where a word is still much like the words that mean the same (docs/performance.md). Blocks over the grid
 of an image's features follow, whose channels that scales and shifts (FiLM, Perez et al. 2018, arXiv 1709.07871; for
 BabyAI in Chevalier-Boisvert et al. 2019, arXiv 1810.08272). Which features matter is settled here, while there is still
-one for each place; the language model sees latents of what it was told of. What the blocks leave is summed to latents
-as the mixer does it.
+one for each place; the language model sees latents of what it was told of. They are made of each channel's maximum over
+all places, as in BabyAI's own network: a channel can then say that something is anywhere ("what you look for is to your
+left"), and what teaches it so at one place holds for all.
 """
 
 import dataclasses
@@ -17,12 +18,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mllm_act.models.layers import LayerNorm, Linear
-from mllm_act.models.mixer import Mixer, MixerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class FilmConfig:
-    """Sizes: ``blocks`` blocks of ``width`` channels; ``sums`` to ``latents`` are the mixer's (``MixerConfig``).
+    """Sizes: ``blocks`` blocks of ``width`` channels, an MLP of ``mlp_width`` to ``latents`` latents.
 
     Attributes:
       heard: after how many of the language model's layers the instruction is read.
@@ -36,7 +36,6 @@ class FilmConfig:
     heard: int = 5
     queries: int = 8
     noise: float = 0.3
-    sums: int = 8
     mlp_width: int = 512
     latents: int = 4
 
@@ -79,21 +78,24 @@ class Listener(nnx.Module):
 
 
 class FilmBlock(nnx.Module):
-    """A 3 x 3 convolution, the norm over places, FiLM and ReLU, added to the input (Perez et al., figure 3)."""
+    """The norm over places, FiLM and ReLU, then a 3 x 3 convolution, whose result is added to the input.
+
+    In this order, FiLM picks among what is known of each place; the convolution then sees only what was picked.
+    """
 
     def __init__(self, width: int, instruction_width: int, rngs: nnx.Rngs) -> None:
+        # Small at first, or what has nothing to do with the instruction is learnt late.
+        self.film = Linear(instruction_width, 2 * width, bias=True, scale=0.3, rngs=rngs)
         kernel = jax.random.normal(rngs.params(), (3, 3, width, width))
         self.kernel = nnx.Param(kernel * (9 * width) ** -0.5)
-        self.film = Linear(instruction_width, 2 * width, bias=True, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B S S C"], instruction: Float[Array, "B QC"]
     ) -> Float[Array, "B S S C"]:
-        kernel = self.kernel[...].astype(x.dtype)
-        layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
         scale, shift = jnp.split(self.film(instruction)[:, None, None], 2, axis=-1)
-        return x + jax.nn.relu(normalize_places(y) * (1 + scale) + shift)
+        y = jax.nn.relu(normalize_places(x) * (1 + scale) + shift)
+        kernel, layout = self.kernel[...].astype(x.dtype), ("NHWC", "HWIO", "NHWC")
+        return x + jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
 class Film(nnx.Module):
@@ -113,19 +115,25 @@ class Film(nnx.Module):
         self.norm = LayerNorm(feature_width)
         self.listener = Listener(config, token_width, rngs)
         self.input = Linear(feature_width, config.width, bias=True, rngs=rngs)
+        self.hidden = Linear(config.width, config.width, bias=True, rngs=rngs)
+        width = config.queries * config.width
         self.stages = nnx.List([
-            FilmBlock(config.width, config.queries * config.width, rngs) for _ in range(config.blocks)
+            FilmBlock(config.width, width, rngs) for _ in range(config.blocks)
         ])  # fmt: skip
-        sums = MixerConfig(config.width, config.sums, config.mlp_width, config.latents)
-        self.mixer = Mixer(sums, positions, config.width, output_width, rngs)
+        self.up = Linear(config.width, config.mlp_width, bias=True, rngs=rngs)
+        self.down = Linear(config.mlp_width, config.latents * output_width, bias=True, rngs=rngs)
+        self.latents = config.latents
 
     def __call__(
         self, features: Float[Array, "B N F"], instruction: Float[Array, "B QC"]
     ) -> Float[Array, "B L D_out"]:
         """Makes latents; ``instruction`` is what the listener gives."""
         x = self.input(self.norm(features))
-        grid = x.reshape(len(x), self.side, self.side, -1)
+        x = x.reshape(len(x), self.side, self.side, -1)
+        # A place's own features are worked out first: colour and shape are to be apart when FiLM picks.
+        x = jax.nn.relu(normalize_places(self.hidden(jax.nn.relu(normalize_places(x)))))
         instruction = instruction.astype(x.dtype)
         for block in self.stages:
-            grid = block(grid, instruction)
-        return self.mixer(grid.reshape(x.shape))
+            x = block(x, instruction)
+        latents = self.down(jax.nn.gelu(self.up(x.max((1, 2)))))
+        return latents.reshape(len(x), self.latents, -1)

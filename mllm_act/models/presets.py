@@ -3,6 +3,7 @@
 import dataclasses
 
 from mllm_act.errors import UserError, nearest
+from mllm_act.models.film import FilmConfig
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLMConfig
@@ -60,8 +61,12 @@ PRESETS = {
     "tiny_grid": Preset(
         dataclasses.replace(
             TINY,
-            vision=dataclasses.replace(TINY.vision, image_size=96, patch_size=12, layers=1),
+            vision=VisionConfig(
+                image_size=96, patch_size=12, width=64, layers=1, heads=2, mlp_width=128
+            ),
             bridge=("film",),
+            film=FilmConfig(width=64, queries=4, latents=2, heard=0),
+            language=dataclasses.replace(TINY.language, layers=2),
         ),
         trained=EVERYTHING,
         text_tokenizer="trained",

@@ -10,7 +10,7 @@ from mllm_act.models.mllm import MLLM
 from mllm_act.training import rules
 from tests.models import tiny
 
-SIZES = FilmConfig(width=8, blocks=2, heard=1, queries=3, sums=3, mlp_width=16, latents=2)
+SIZES = FilmConfig(width=8, blocks=2, heard=1, queries=3, mlp_width=16, latents=2)
 
 
 def test_a_channel_of_an_image_has_mean_0_and_variance_1_over_its_places() -> None:

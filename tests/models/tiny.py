@@ -32,7 +32,7 @@ def mllm(**changes: Any) -> MLLM:
         ),
         "bridge": ("perceiver",),
         "perceiver": PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
-        "film": FilmConfig(width=8, blocks=1, heard=1, queries=3, sums=3, mlp_width=16),
+        "film": FilmConfig(width=8, blocks=1, heard=1, queries=3, mlp_width=16),
         "language": LanguageConfig(
             vocabulary=32, action_tokens=16, width=D, layers=2, heads=4, kv_heads=2, mlp_width=48,
             lora=LoRA(targets="q|down", rank=2, alpha=4.0),
