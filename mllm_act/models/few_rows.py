@@ -1,4 +1,4 @@
-"""Few rows through a decoder layer on one GPU, as when one robot acts: five kernels that read each matrix once.
+"""Few rows through a decoder layer on one GPU, as when one robot acts: kernels that read each matrix once.
 
 A decision multiplies a handful of rows by every matrix, so that it lasts as long as reading the matrices and starting
 the kernels. Here norms, casts, activations and residual sums are part of the products that they stand beside (Pallas,
@@ -24,9 +24,8 @@ ROWS = (16, 32, 64)  # to which rows are filled up; tensor cores want 16
 STEP = 256  # entries of a row that are read at a time
 NEVER = -1e30
 
-Segment = tuple[
-    Float[Array, "1 N G K"], Float[Array, "1 N G K"]
-]  # keys and values of earlier inputs
+# Keys and values of earlier inputs.
+Segment = tuple[Float[Array, "1 N G K"], Float[Array, "1 N G K"]]
 
 
 def filled_up(rows: int) -> int:
@@ -392,8 +391,9 @@ def layer(block: Any, rows: Rows, past: tuple[Segment, ...]) -> tuple[Rows, Segm
 
 
 def fits(config: Any, x: Float[Array, "B N D"], blocks: Any) -> bool:
-    """Whether ``layer`` can be used: for one robot's few rows, of a model that was made ready for acting on a GPU."""
+    """Whether ``layer`` can be used: for one robot's rows, of a model ready for acting, on a GPU from Hopper on."""
     head = config.width // config.heads
     sizes = config.width % STEP == 0 and config.mlp_width % STEP == 0 and head in (64, 128, 256)
     few = len(x) == 1 and x.shape[1] <= ROWS[-1] and x.dtype == jnp.bfloat16
-    return jax.default_backend() == "gpu" and sizes and few and blocks.qkv is not None
+    major = str(getattr(jax.devices()[0], "compute_capability", "0")).split(".")[0]
+    return sizes and few and blocks.qkv is not None and major.isdigit() and int(major) >= 9

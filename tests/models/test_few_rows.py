@@ -1,4 +1,8 @@
-"""The kernels for one robot's few rows compute what the layers do. Here they are interpreted; a GPU compiles them."""
+"""The kernels for one robot's few rows compute what the layers do. Here they are interpreted; a GPU compiles them.
+
+In float8 both round their inputs, the kernels with other scales: each is off by a 28th (see test_float8.py), so that they
+are apart by 1/20 or so.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +62,7 @@ def both(
     ("weights", "dtype", "kv_heads", "count", "close"),
     [
         ("float32", "float32", 2, 21, 1e-5),
-        ("float8", "bfloat16", 4, 16, 0.05),
+        ("float8", "bfloat16", 4, 16, 0.07),
     ],
 )
 def test_a_step_and_a_token_after_it_are_those_of_the_layers(
