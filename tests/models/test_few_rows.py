@@ -1,7 +1,7 @@
 """The kernels for one robot's few rows compute what the layers do. Here they are interpreted; a GPU compiles them.
 
-In float8 both round their inputs, the kernels with other scales: each is off by a 28th (see test_float8.py), so that they
-are apart by 1/20 or so.
+In float8 both round their inputs, the kernels with other scales: each is off by a 28th (see test_float8.py), so that
+they are apart by 1/20 or so.
 """
 
 import jax
