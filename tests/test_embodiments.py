@@ -301,7 +301,7 @@ def test_every_continuous_adapter_decides_on_chunks(
             first = np.array([t == 0])
             seen = {"corner4": frames[t]}
             action, memory = policy.act(seen, proprio[t], ["do task 0"], first, memory)
-            newest = memory.plan.chunks[0, -1]
+            newest = memory.steps.plan.chunks[0, -1]
             assert newest.shape == (chunk, 4)
             actions.append(action[0])
             chunks.append(np.asarray(newest))
