@@ -33,7 +33,7 @@ from mllm_act.training import checkpoint, rules
 from mllm_act.training import frozen as frozen_arrays
 from mllm_act.training.checkpoint import Checkpointer
 
-SMALL = 2**14  # bytes
+SMALL = 2**14  # bytes of an array that becomes a constant
 
 
 @struct.dataclass
@@ -90,8 +90,8 @@ class Policy:
         self.name, self.embodiment, self.prompt, self.meta = name, embodiment, prompt, meta
         self.context, self._ensembling = embodiment.context, ensembling
         self._graph, state = nnx.split(network)
-        # Each argument costs the host a microsecond or more at every call, so that they are a flat list of the large
-        # arrays; the small ones (norms, biases, scales) are constants of the program.
+        # Arguments cost the host time at every call, so that they are a flat list of the large arrays; the small ones
+        # (norms, biases, scales) are constants of the program.
         leaves, self._structure = jax.tree.flatten(state)
         self._constants = {i: np.asarray(x) for i, x in enumerate(leaves) if x.nbytes <= SMALL}
         self._parameters = [x for i, x in enumerate(leaves) if i not in self._constants]

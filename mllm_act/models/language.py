@@ -206,13 +206,14 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "B N"],
         mask: Bool[Array, "B N N"],
         layers: int,
+        remat: str,
     ) -> Float[Array, "B N D"]:
         """Returns the hidden states after some layers, without a norm; the other arguments are ``__call__``'s."""
 
         def step(block: LanguageBlock, x: Array, _: None) -> tuple[Array, None]:
             return block(x, positions, mask, (), None)[0], None
 
-        return scan(self.blocks, step, x, layers=layers)[0]
+        return scan(self.blocks, step, x, remat=remat, layers=layers)[0]
 
     def _few_rows(
         self,

@@ -212,15 +212,15 @@ def attend(
       mask: what may be seen.
       length: how many of the N keys may be seen, where it is the same first ones for all.
     """
-    bounded = length is not None and length < k.shape[1]
-    lengths = jnp.full(len(q), length or 0, jnp.int32)
+    whole = length is None or length == k.shape[1]
+    lengths = None if whole else jnp.full(len(q), jnp.int32(length))
     even = mask is not None or not (q.shape[1] % 2 or k.shape[1] % 2)
     out = jax.nn.dot_product_attention(
         q,
         k,
         v,
         mask=None if mask is None else mask[:, None],
-        key_value_seq_lengths=lengths if bounded else None,
+        key_value_seq_lengths=lengths,
         implementation="cudnn" if fused(q.dtype) and even else None,
     )
     return out.reshape(*out.shape[:2], -1)

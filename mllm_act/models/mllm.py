@@ -155,7 +155,8 @@ class MLLM(nnx.Module):
         if not self.bridge.reads_instruction:
             return None
         x, positions, mask = self._prompt(prompt, prompt_mask)
-        heard = self.language.first_layers(x, positions, mask, self.config.film.heard)
+        layers, remat = self.config.film.heard, self.config.remat
+        heard = self.language.first_layers(x, positions, mask, layers, remat)
         return self.bridge.film.listener(heard, prompt_mask, key)
 
     def _prompt(

@@ -58,6 +58,7 @@ PRESETS = {
     # The real architecture at a size that trains from scratch on a laptop's CPU.
     "tiny": Preset(TINY, trained=EVERYTHING, text_tokenizer="trained"),
     # For worlds of 8 x 8 cells such as BabyAI's rooms: a patch is a cell, and the bridge reads the instruction.
+    # It hears embeddings: from scratch, there is no layer after which words that mean the same are alike.
     "tiny_grid": Preset(
         dataclasses.replace(
             TINY,

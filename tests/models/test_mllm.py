@@ -99,11 +99,16 @@ def encode(model: MLLM, images: dict[str, jax.Array]) -> jax.Array:
     return model.latents(images, model.instruction(given["prompt"], given["prompt_mask"]))
 
 
-@pytest.mark.parametrize("bridge", [("perceiver",), ("film",)], ids=",".join)
+# FiLM's norms over nine places make gradients of 100, and what is added before them has none.
+@pytest.mark.parametrize(
+    ("bridge", "close"),
+    [(("perceiver",), {"rtol": 1e-5, "atol": 1e-4}), (("film",), {"rtol": 1e-4, "atol": 1e-3})],
+    ids=["perceiver", "film"],
+)
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_passing_over_pictures_that_do_not_exist_changes_no_other(
-    bridge: tuple[str, ...], data: st.DataObject
+    bridge: tuple[str, ...], close: dict[str, float], data: st.DataObject
 ) -> None:
     """Latents, and gradients of a sum over the steps that exist, whatever the parts that devices take."""
     rows, steps, parts = 4, 6, data.draw(st.sampled_from([1, 2]))
@@ -123,7 +128,7 @@ def test_passing_over_pictures_that_do_not_exist_changes_no_other(
         for how in (None, jnp.ones((parts,)))  # its shape says how many
     )
     for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)  # gradients are as large as 100
+        np.testing.assert_allclose(a, b, **close)
     everything = latents_and_gradient(model, images, told, jnp.ones_like(mask), None)[0]
     np.testing.assert_allclose(found[0], jnp.where(mask[..., None, None], everything, 0), atol=1e-5)
 
