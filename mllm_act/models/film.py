@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from mllm_act.errors import UserError
 from mllm_act.models.layers import LayerNorm, Linear
 
 
@@ -25,6 +26,7 @@ class FilmConfig:
     """Sizes: ``blocks`` blocks of ``width`` channels, an MLP of ``mlp_width`` to ``latents`` latents.
 
     Attributes:
+      merge: how many places a side of the image's grid become one, whose features are put one after another.
       heard: after how many of the language model's layers the instruction is read.
       queries: how many there are.
       noise: standard deviation of what is added in training to normalised hidden states, so that words near those of
@@ -32,8 +34,9 @@ class FilmConfig:
     """
 
     width: int = 128
-    blocks: int = 2
-    heard: int = 5
+    blocks: int = 4
+    merge: int = 1
+    heard: int = 8
     queries: int = 8
     noise: float = 0.3
     mlp_width: int = 512
@@ -52,11 +55,15 @@ def normalize_places(x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
 
 
 class Listener(nnx.Module):
-    """Queries, parameters each, that attend to the tokens of an instruction."""
+    """Queries, parameters each, that attend to the tokens of an instruction.
+
+    Where they look depends on the tokens before and after as well: that a word between "the" and "ball" is what a ball
+    is like, is known of a word that was never trained on too (docs/performance.md).
+    """
 
     def __init__(self, config: FilmConfig, token_width: int, rngs: nnx.Rngs) -> None:
         self.norm = LayerNorm(token_width)
-        self.key = Linear(token_width, config.width, rngs=rngs)
+        self.key = Linear(3 * token_width, config.width, rngs=rngs)
         self.value = Linear(token_width, config.width, rngs=rngs)
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (config.queries, config.width)))
         self.noise = config.noise
@@ -71,8 +78,11 @@ class Listener(nnx.Module):
         x = self.norm(tokens.astype(jnp.float32))
         if key is not None:
             x = x + self.noise * jax.random.normal(key, x.shape)
+        x = jnp.where(exists[..., None], x, 0.0)
+        before, after = jnp.pad(x, ((0, 0), (1, 0), (0, 0))), jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+        keys = self.key(jnp.concatenate([before[:, :-1], x, after[:, 1:]], axis=-1))
         queries = self.queries[...] * self.queries.shape[1] ** -0.5
-        scores = jnp.einsum("bnc,qc->bqn", self.key(x), queries)
+        scores = jnp.einsum("bnc,qc->bqn", keys, queries)
         weights = jax.nn.softmax(jnp.where(exists[:, None], scores, -jnp.inf), axis=-1)
         return (weights @ self.value(x)).reshape(len(x), -1)
 
@@ -110,11 +120,19 @@ class Film(nnx.Module):
         output_width: int,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the blocks; ``positions`` is how many features an image has, those of a square grid row by row."""
-        self.side = math.isqrt(positions)
+        """Makes the blocks; ``positions`` is how many features an image has, those of a square grid row by row.
+
+        Raises:
+          UserError: if ``config.merge`` does not divide the grid's side.
+        """
+        self.side, self.merge = math.isqrt(positions), config.merge
+        if self.side % self.merge:
+            raise UserError(
+                f"film.merge: expected a divisor of the {self.side} places a side that an image has, found {self.merge}"
+            )
         self.norm = LayerNorm(feature_width)
         self.listener = Listener(config, token_width, rngs)
-        self.input = Linear(feature_width, config.width, bias=True, rngs=rngs)
+        self.input = Linear(feature_width * self.merge**2, config.width, bias=True, rngs=rngs)
         self.hidden = Linear(config.width, config.width, bias=True, rngs=rngs)
         width = config.queries * config.width
         self.stages = nnx.List([
@@ -128,12 +146,13 @@ class Film(nnx.Module):
         self, features: Float[Array, "B N F"], instruction: Float[Array, "B QC"]
     ) -> Float[Array, "B L D_out"]:
         """Makes latents; ``instruction`` is what the listener gives."""
-        x = self.input(self.norm(features))
-        x = x.reshape(len(x), self.side, self.side, -1)
+        b, side, merge = len(features), self.side // self.merge, self.merge
+        x = self.norm(features).reshape(b, side, merge, side, merge, -1)
+        x = self.input(jnp.swapaxes(x, 2, 3).reshape(b, side, side, -1))
         # A place's own features are worked out first: colour and shape are to be apart when FiLM picks.
         x = jax.nn.relu(normalize_places(self.hidden(jax.nn.relu(normalize_places(x)))))
         instruction = instruction.astype(x.dtype)
         for block in self.stages:
             x = block(x, instruction)
         latents = self.down(jax.nn.gelu(self.up(x.max((1, 2)))))
-        return latents.reshape(len(x), self.latents, -1)
+        return latents.reshape(b, self.latents, -1)
