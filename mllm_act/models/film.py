@@ -146,9 +146,7 @@ class Film(nnx.Module):
         self, features: Float[Array, "B N F"], instruction: Float[Array, "B QC"]
     ) -> Float[Array, "B L D_out"]:
         """Makes latents; ``instruction`` is what the listener gives."""
-        b, side, merge = len(features), self.side // self.merge, self.merge
-        x = self.norm(features).reshape(b, side, merge, side, merge, -1)
-        x = self.input(jnp.swapaxes(x, 2, 3).reshape(b, side, side, -1))
+        b, x = len(features), self.merged(features)
         # A place's own features are worked out first: colour and shape are to be apart when FiLM picks.
         x = jax.nn.relu(normalize_places(self.hidden(jax.nn.relu(normalize_places(x)))))
         instruction = instruction.astype(x.dtype)
@@ -156,3 +154,9 @@ class Film(nnx.Module):
             x = block(x, instruction)
         latents = self.down(jax.nn.gelu(self.up(x.max((1, 2)))))
         return latents.reshape(b, self.latents, -1)
+
+    def merged(self, features: Float[Array, "B N F"]) -> Float[Array, "B S S C"]:
+        """Returns the grid, of each square of ``merge`` x ``merge`` places one."""
+        b, side, merge = len(features), self.side // self.merge, self.merge
+        x = self.norm(features).reshape(b, side, merge, side, merge, -1)
+        return self.input(jnp.swapaxes(x, 2, 3).reshape(b, side, side, -1))

@@ -1,11 +1,15 @@
 """FiLM: what it makes of an image depends on the instruction, and teaches the language model to read it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from mllm_act.models.film import Film, FilmConfig, normalize_places
+from mllm_act.errors import UserError
+from mllm_act.models.film import Film, FilmConfig, Listener, normalize_places
 from mllm_act.models.mllm import MLLM
 from mllm_act.training import rules
 from tests.models import tiny
@@ -33,6 +37,24 @@ def test_latents_depend_on_image_and_instruction_of_their_own_row_alone() -> Non
     ):
         np.testing.assert_allclose(other[::2], latents[::2], atol=1e-6)
         assert not np.allclose(other[1], latents[1], atol=1e-3)
+
+
+def test_merged_places_are_squares_of_the_grid() -> None:
+    film = Film(dataclasses.replace(SIZES, merge=2), 16, 5, 7, 6, nnx.Rngs(0))
+    grid = jax.random.normal(jax.random.key(0), (1, 4, 4, 5))
+    told = jax.random.normal(jax.random.key(1), (1, 3 * 8))
+    square = [[2 * i + r, 2 * j + c] for i, j, r, c in np.ndindex(2, 2, 2, 2)]
+    squares = jnp.stack([grid[:, row, column] for row, column in square], axis=1)
+    kernel = film.input.kernel[...].reshape(4, 5, -1)  # of each place of a square
+    expected = jnp.einsum("bskf,kfc->bsc", film.norm(squares).reshape(1, 4, 4, 5), kernel)
+    found = film.merged(grid.reshape(1, 16, 5)).reshape(1, 4, -1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert film(grid.reshape(1, 16, 5), told).shape == (1, 2, 6)
+
+
+def test_a_grid_that_cannot_be_merged_is_refused() -> None:
+    with pytest.raises(UserError, match="film.merge: expected a divisor of the 3 places"):
+        Film(dataclasses.replace(SIZES, merge=2), 9, 5, 7, 6, nnx.Rngs(0))
 
 
 @tiny.jit
@@ -69,3 +91,13 @@ def test_the_language_models_factors_learn_through_the_instruction() -> None:
     found = rules.flatten(gradient(tiny.mllm(bridge=("film",))))
     factors = {path: leaf for path, leaf in found.items() if "lora_" in path}
     assert factors and all(np.abs(leaf).max() > 1e-6 for leaf in factors.values())
+
+
+def test_where_queries_look_depends_on_the_tokens_around_that_exist() -> None:
+    listener = Listener(SIZES, 7, nnx.Rngs(0))
+    tokens = jax.random.normal(jax.random.key(0), (1, 3, 7))
+    first_two = jnp.array([[True, True, False]])
+    found = listener(tokens, first_two)
+    swapped = listener(tokens[:, [1, 0, 2]], first_two)  # without neighbours the same
+    assert not np.allclose(swapped, found, atol=1e-3)
+    np.testing.assert_allclose(listener(tokens.at[0, 2].add(5.0), first_two), found, atol=1e-6)
