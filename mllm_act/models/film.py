@@ -29,6 +29,7 @@ class FilmConfig:
       merge: how many places a side of the image's grid become one, whose features are put one after another.
       heard: after how many of the language model's layers the instruction is read.
       queries: how many there are.
+      neighbours: how many tokens before and as many after a token tell a query whether to look at it.
       noise: standard deviation of what is added in training to normalised hidden states, so that words near those of
         the demonstrations are taken for them.
     """
@@ -38,6 +39,7 @@ class FilmConfig:
     merge: int = 1
     heard: int = 8
     queries: int = 8
+    neighbours: int = 1
     noise: float = 0.3
     mlp_width: int = 512
     latents: int = 4
@@ -57,13 +59,14 @@ def normalize_places(x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
 class Listener(nnx.Module):
     """Queries, parameters each, that attend to the tokens of an instruction.
 
-    Where they look depends on the tokens before and after as well: that a word between "the" and "ball" is what a ball
-    is like, is known of a word that was never trained on too (docs/performance.md).
+    Where they look depends on a token's neighbours as well: that a word between "the" and "ball" says what a ball is
+    like, is known of a word that was never trained on too. From scratch that is learnt too late (docs/performance.md).
     """
 
     def __init__(self, config: FilmConfig, token_width: int, rngs: nnx.Rngs) -> None:
         self.norm = LayerNorm(token_width)
-        self.key = Linear(3 * token_width, config.width, rngs=rngs)
+        self.neighbours = config.neighbours
+        self.key = Linear((2 * self.neighbours + 1) * token_width, config.width, rngs=rngs)
         self.value = Linear(token_width, config.width, rngs=rngs)
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (config.queries, config.width)))
         self.noise = config.noise
@@ -79,8 +82,9 @@ class Listener(nnx.Module):
         if key is not None:
             x = x + self.noise * jax.random.normal(key, x.shape)
         x = jnp.where(exists[..., None], x, 0.0)
-        before, after = jnp.pad(x, ((0, 0), (1, 0), (0, 0))), jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
-        keys = self.key(jnp.concatenate([before[:, :-1], x, after[:, 1:]], axis=-1))
+        around = jnp.pad(x, ((0, 0), (self.neighbours, self.neighbours), (0, 0)))
+        shifted = [around[:, i : i + x.shape[1]] for i in range(2 * self.neighbours + 1)]
+        keys = self.key(jnp.concatenate(shifted, axis=-1))
         queries = self.queries[...] * self.queries.shape[1] ** -0.5
         scores = jnp.einsum("bnc,qc->bqn", keys, queries)
         weights = jax.nn.softmax(jnp.where(exists[:, None], scores, -jnp.inf), axis=-1)

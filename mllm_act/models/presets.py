@@ -66,7 +66,7 @@ PRESETS = {
                 image_size=96, patch_size=12, width=64, layers=1, heads=2, mlp_width=128
             ),
             bridge=("film",),
-            film=FilmConfig(width=64, blocks=2, queries=4, latents=2, heard=0),
+            film=FilmConfig(width=64, blocks=2, queries=4, neighbours=0, latents=2, heard=0),
             language=dataclasses.replace(TINY.language, layers=2),
         ),
         trained=EVERYTHING,
