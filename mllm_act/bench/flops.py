@@ -35,9 +35,10 @@ def bridge(config: MLLMConfig) -> float:
             rows, width = m.latents, target
         elif part == "film":
             f = config.film
-            taps = (3 * math.isqrt(rows) - 2) ** 2  # those of all places that are on the grid
+            side = math.isqrt(rows) // f.merge
+            taps = (3 * side - 2) ** 2  # those of all places that are on the grid
             told = f.queries * f.width
-            total += 2 * rows * f.width * (width + f.width)
+            total += 2 * f.width * (rows * width + side**2 * f.width)
             total += f.blocks * 2 * f.width * (taps * f.width + 2 * told)
             total += 2 * f.mlp_width * (f.width + f.latents * target)
             rows, width = f.latents, target
