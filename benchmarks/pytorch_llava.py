@@ -103,7 +103,7 @@ TINY = Sizes(
 
 
 class PerceiverLayer(nn.Module):
-    """Latents attend to features and to each other, then pass an MLP; see mllm_act/models/perceiver.py."""
+    """Latents attend to features and to each other, then pass an MLP; see mllm_act/models/bridge/perceiver.py."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

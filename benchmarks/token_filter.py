@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
 
     trie, model = trie_of(args.actions), presets.get(args.preset).model
-    language = LanguageModel(model.language, model.weights, nnx.Rngs(0))
+    language = LanguageModel(model.language, model.weight_dtype, nnx.Rngs(0))
     sizes, dtype = model.language, jnp.dtype(model.dtype)
     shape = (sizes.layers, 1, PAST, sizes.kv_heads, sizes.width // sizes.heads)
     keys = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(2)]

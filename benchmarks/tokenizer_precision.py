@@ -34,11 +34,11 @@ from tqdm import tqdm
 from vector_quantize_pytorch import ResidualVQ
 
 from mllm_act import envs
+from mllm_act.action_tokenizer import training
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.config import load
 from mllm_act.envs.base import Job
 from mllm_act.envs.workers import EnvPool
-from mllm_act.tokenizer import training
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.training import optimizer
 
 BATCH, UPDATES, BLOCK = 512, 400, 20

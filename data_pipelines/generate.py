@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipelines import recording
+from data_pipelines.writing import recording
 from mllm_act import envs, errors
 from mllm_act.envs.processes import Worker
 from mllm_act.errors import UserError
@@ -171,7 +171,8 @@ def _in_workers(
 ) -> Iterator[Recording]:
     """Yields jobs as they are done, in any order. The processes end with the iteration."""
     pool = [
-        Worker("data_pipelines.recording:serve", env=env, seed=seed) for _ in range(max(workers, 0))
+        Worker("data_pipelines.writing.recording:serve", env=env, seed=seed)
+        for _ in range(max(workers, 0))
     ]
     busy: dict[Any, tuple[Worker, Recording]] = {}
 
@@ -199,7 +200,7 @@ def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
     """Lets TFDS write into a folder of its own, then moves its files to ``out``."""
     staging = out / EPISODES / "rlds"
     shutil.rmtree(staging, ignore_errors=True)
-    builder = importlib.import_module(f"data_pipelines.{env}.builder")
+    builder = importlib.import_module(f"data_pipelines.writing.{env}.builder")
     written = builder.write(splits, staging)
     for file in sorted(written.iterdir(), key=lambda file: file.name == WRITTEN_LAST):
         os.replace(file, out / file.name)

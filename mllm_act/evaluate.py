@@ -24,14 +24,14 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from mllm_act import envs
+from mllm_act.checkpoints import checkpoint
 from mllm_act.envs import play
 from mllm_act.envs.base import EnvObservation
 from mllm_act.envs.play import Episode
+from mllm_act.envs.results import wilson
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
-from mllm_act.intervals import wilson
 from mllm_act.policy import Policy
-from mllm_act.training import checkpoint
 
 
 def rollout(

@@ -27,12 +27,13 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
-from mllm_act import network as networks
+from mllm_act import parameters
+from mllm_act.checkpoints import checkpoint, frozen
+from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.errors import UserError, expect_new, run
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Statistics
-from mllm_act.training import checkpoint, frozen, rules
-from mllm_act.training.checkpoint import Checkpointer
+from mllm_act.policy import network as networks
 from mllm_act.weights import export, folder, peft
 from mllm_act.weights.tensors import Tensor
 
@@ -90,8 +91,8 @@ def from_run(path: Path) -> Model:
         description = networks.Description.from_dict(meta["network"])
         statistics = {name: Statistics.from_dict(one) for name, one in meta["statistics"].items()}
         network = nnx.eval_shape(lambda: networks.build(description, statistics, nnx.Rngs(0)))
-        _, *parts = rules.split(network, description.trained)
-        trained, still = (_on_host(rules.flatten(part)) for part in parts)
+        _, *parts = parameters.split(network, description.trained)
+        trained, still = (_on_host(parameters.flatten(part)) for part in parts)
         arrays = checkpoints.restore(step, {"trained": trained})["trained"]
         arrays = {**arrays, **frozen.load(workdir, still, meta["frozen"])}
     inside = {

@@ -23,16 +23,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from mllm_act.action_tokenizer import checkpoint
+from mllm_act.action_tokenizer.kinds import Tokenizer
+from mllm_act.action_tokenizer.report import write_csv
 from mllm_act.envs import play
 from mllm_act.envs.base import EnvObservation
 from mllm_act.envs.play import Episode
+from mllm_act.envs.results import wilson
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
-from mllm_act.intervals import wilson
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer import checkpoint
-from mllm_act.tokenizer.kinds import Tokenizer
-from mllm_act.tokenizer.report import write_csv
 
 Through = Callable[[Float[np.ndarray, "n A"]], Float[np.ndarray, "n A"]]
 

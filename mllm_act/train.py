@@ -21,20 +21,20 @@ from jax.sharding import Mesh
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines import mixture, pipeline
+from data_pipelines.reading import mixture, pipeline
 from mllm_act import batch as batch_format
 from mllm_act import config as configuration
-from mllm_act import embodiments
-from mllm_act import network as networks
-from mllm_act import prompt as prompts
+from mllm_act import parameters
+from mllm_act.action_tokenizer import checkpoint as tokenizer_checkpoint
 from mllm_act.batch import Batch, Observation
+from mllm_act.checkpoints import frozen as frozen_arrays
+from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.layers import unstack
-from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
-from mllm_act.training import frozen as frozen_arrays
-from mllm_act.training import initialize, memory, optimizer, rules, sharding
-from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.policy import network as networks
+from mllm_act.policy import prompt as prompts
+from mllm_act.training import embodiments, initialize, memory, optimizer, sharding
 from mllm_act.training.guards import check_finite, check_float32, check_same_run
 from mllm_act.training.metrics import MetricsWriter
 from mllm_act.weights import folder as pretrained_folder
@@ -107,9 +107,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         return networks.build(description, statistics, nnx.Rngs(config.seed))
 
     network = nnx.eval_shape(make)
-    graph, trained, fixed = rules.split(network, description.trained)
-    print("What is trained:\n" + rules.table(trained, fixed))
-    check_float32(rules.flatten(trained))
+    graph, trained, fixed = parameters.split(network, description.trained)
+    print("What is trained:\n" + parameters.table(trained, fixed))
+    check_float32(parameters.flatten(trained))
     tx, learning_rate = optimizer.build(config.optimizer, steps)
     moving = {"trained": trained, "optimizer": jax.eval_shape(tx.init, trained)}
     moving, fixed = sharding.abstract(moving, mesh), sharding.abstract(fixed, mesh)
@@ -152,7 +152,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     })  # fmt: skip
     checkpoints = Checkpointer(workdir)
     first = checkpoints.latest_step
-    like = {item: rules.flatten(tree) for item, tree in {**moving, "frozen": fixed}.items()}
+    like = {item: parameters.flatten(tree) for item, tree in {**moving, "frozen": fixed}.items()}
     if first is not None:
         saved = checkpoints.meta(first)
         places = [
@@ -165,8 +165,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
         train_batches.restore(saved["iterator"])
         meta["frozen"] = saved["frozen"]
         restored = checkpoints.restore(first, {item: like[item] for item in moving})
-        state = {item: rules.unflatten(restored[item], like=tree) for item, tree in moving.items()}
-        frozen = rules.unflatten(
+        state = {
+            item: parameters.unflatten(restored[item], like=tree) for item, tree in moving.items()
+        }
+        frozen = parameters.unflatten(
             frozen_arrays.load(workdir, like["frozen"], saved["frozen"]), like=fixed
         )
         print(f"Going on from step {first} of {steps} in {workdir}")
@@ -178,13 +180,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
             for path, array in tokenizer_checkpoint.variables(one.tokenizer.model).items()
         }
         wanted = like["trained"] | like["frozen"]
-        arrays = initialize.parameters(make, wanted, given, model, pretrained)
-        trained = rules.unflatten(arrays, like=moving["trained"])
+        arrays = initialize.initial_parameters(make, wanted, given, model, pretrained)
+        trained = parameters.unflatten(arrays, like=moving["trained"])
         start = jax.jit(tx.init, out_shardings=shardings["optimizer"])
         state = {"trained": trained, "optimizer": start(trained)}
-        frozen = rules.unflatten(arrays, like=fixed)
+        frozen = parameters.unflatten(arrays, like=fixed)
         del arrays  # or stacked layers would stay beside the unstacked ones below
-        meta["frozen"] = frozen_arrays.save(workdir, rules.flatten(frozen))
+        meta["frozen"] = frozen_arrays.save(workdir, parameters.flatten(frozen))
     if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
         frozen = unstack(frozen, backward=True)
 
@@ -258,7 +260,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     def save(step: int) -> None:
-        items = {item: rules.flatten(tree) for item, tree in state.items()}
+        items = {item: parameters.flatten(tree) for item, tree in state.items()}
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
     if steps == 0 and first is None:  # the untrained policy, to compare with

@@ -19,19 +19,19 @@ from jaxtyping import Float
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines import rlds
-from data_pipelines.episodes import read_actions
-from data_pipelines.statistics import statistics as dataset_statistics
+from data_pipelines.reading import rlds
+from data_pipelines.reading.episodes import read_actions
+from data_pipelines.reading.statistics import statistics as dataset_statistics
 from mllm_act import config as configuration
-from mllm_act import replay
+from mllm_act import parameters, replay
+from mllm_act.action_tokenizer import checkpoint, fast, report, training
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
+from mllm_act.action_tokenizer.kinds import Tokenizer
+from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer import checkpoint, fast, report, training
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.tokenizer.fast import FastConfig, FastTokenizer
-from mllm_act.tokenizer.kinds import Tokenizer
-from mllm_act.training import optimizer, rules
-from mllm_act.training.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.training import optimizer
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
 
@@ -129,10 +129,10 @@ def _learn(
     first = checkpoints.latest_step or 0
     if checkpoints.latest_step is not None:
         check_same_run(checkpoints.meta(first), meta, SAME, FREE, workdir)
-        like = {"model": _variables(state, model), "optimizer": rules.flatten(state.optimizer)}
+        like = {"model": _variables(state, model), "optimizer": parameters.flatten(state.optimizer)}
         saved = checkpoints.restore(first, like)
-        nnx.update(model, nnx.State(rules.unflatten(saved["model"], _tree(model))))
-        moments = rules.unflatten(saved["optimizer"], like=state.optimizer)
+        nnx.update(model, nnx.State(parameters.unflatten(saved["model"], _tree(model))))
+        moments = parameters.unflatten(saved["optimizer"], like=state.optimizer)
         state = jax.device_put(training.state_of(model, moments, first), replicated)
         print(f"Going on from step {first} of {steps} in {workdir}")
 
@@ -164,7 +164,7 @@ def _learn(
             if step % config.checkpoint_every == 0 or step == steps:
                 items = {
                     "model": _variables(state, model),
-                    "optimizer": rules.flatten(state.optimizer),
+                    "optimizer": parameters.flatten(state.optimizer),
                 }
                 checkpoints.save(step, items, {**meta, "step": step})
         bar.close()

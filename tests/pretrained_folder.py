@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mllm_act import prompt as prompts
+from mllm_act import parameters
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.training import rules
+from mllm_act.policy import prompt as prompts
 from mllm_act.weights import folder, safetensors
 from mllm_act.weights.tensors import Tensor
 
@@ -32,7 +32,7 @@ def write(
     plain = dataclasses.replace(
         config, language=dataclasses.replace(config.language, lora=None), weights="bfloat16"
     )
-    shapes = rules.flatten(nnx.state(nnx.eval_shape(lambda: MLLM(plain, nnx.Rngs(0)))))
+    shapes = parameters.flatten(nnx.state(nnx.eval_shape(lambda: MLLM(plain, nnx.Rngs(0)))))
     draw = np.random.default_rng(0)
     arrays = {
         path: np.asarray(0.2 * draw.normal(size=leaf.shape), jnp.dtype(leaf.dtype))

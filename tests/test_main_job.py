@@ -12,16 +12,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines import pipeline, rlds
+from data_pipelines.reading import pipeline, rlds
 from mllm_act import config as configuration
 from mllm_act import evaluate, report, train, train_tokenizer
+from mllm_act.action_tokenizer import checkpoint as tokenizer_checkpoint
+from mllm_act.checkpoints import checkpoint
 from mllm_act.envs.base import Job
 from mllm_act.envs.play import Episode
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
-from mllm_act.tokenizer import checkpoint as tokenizer_checkpoint
-from mllm_act.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("drawer-close-v3", "handle-press-v3")

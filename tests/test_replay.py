@@ -3,11 +3,11 @@
 import numpy as np
 
 from mllm_act import replay
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer
 from mllm_act.envs import play
 from mllm_act.envs.play import Episode
 from mllm_act.envs.workers import EnvPool
-from mllm_act.tokenizer.autoencoder import ActionTokenizer
-from tests.tokenizer.conftest import model, some_actions, statistics
+from tests.action_tokenizer.conftest import model, some_actions, statistics
 
 __all__ = ["model"]  # a fixture
 

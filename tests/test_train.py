@@ -16,11 +16,11 @@ import pytest
 
 from mllm_act import config as configuration
 from mllm_act import train
+from mllm_act.checkpoints import checkpoint
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.layers import LoRA
 from mllm_act.policy import Policy
-from mllm_act.training import checkpoint
 from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
 
@@ -88,7 +88,7 @@ def tiny_lora() -> presets.Preset:
     """The pretrained presets' way of training at the tiny preset's size."""
     tiny = presets.get("tiny")
     language = dataclasses.replace(tiny.model.language, lora=LoRA(rank=2))
-    model = dataclasses.replace(tiny.model, language=language, weights="bfloat16")
+    model = dataclasses.replace(tiny.model, language=language, weight_dtype="bfloat16")
     return presets.Preset(model, presets.LORA_AND_ADAPTER, tiny.text_tokenizer)
 
 
@@ -274,8 +274,11 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"validation_windows": 0}, "validation_windows"),
         ({"mesh.fsdp": 0}, "config.mesh"),
         ({"bridge": "perciever"}, "bridge: expected some of projector, perceiver, mixer"),
-        ({"weights": "int8"}, "weights: expected one of float32, bfloat16, float8"),
-        ({"weights": "bfloat16"}, "config.weights: expected float32 where the matrices are"),
+        ({"weight_dtype": "int8"}, "weight_dtype: expected one of float32, bfloat16, float8"),
+        (
+            {"weight_dtype": "bfloat16"},
+            "config.weight_dtype: expected float32 where the matrices are",
+        ),
         ({"remat": "some"}, "remat: expected one of none, projections, full"),
         (
             {"lora.targets": "query"},

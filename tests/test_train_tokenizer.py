@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines import rlds
-from data_pipelines.episodes import read_actions
+from data_pipelines.reading import rlds
+from data_pipelines.reading.episodes import read_actions
 from mllm_act import config as configuration
 from mllm_act import replay, train_tokenizer
+from mllm_act.action_tokenizer import checkpoint, fast, kinds
+from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.envs import spec
 from mllm_act.errors import UserError
-from mllm_act.tokenizer import checkpoint, fast, kinds
-from mllm_act.training.checkpoint import Checkpointer
 from tests.data_pipelines import tiny_rlds
 
 SMALL = {

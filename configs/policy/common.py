@@ -30,14 +30,14 @@ def get_config(variant: str) -> ConfigDict:
     config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
     # Of the model. "" and None: as the preset has it.
     config.bridge = ""  # projector, perceiver, mixer, film, or several in their order with commas
-    config.weights = ""  # how frozen matrices are held: float32, bfloat16 or float8
+    config.weight_dtype = ""  # how frozen matrices are held: float32, bfloat16 or float8
     config.remat = ""  # what the backward pass computes again: none, projections or full
     config.lora = ConfigDict({
         "targets": "", "rank": placeholder(int), "alpha": placeholder(float), "dropout": placeholder(float),
     })  # fmt: skip
     config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
 
-    # Of the embodiment; see mllm_act/embodiments.py.
+    # Of the embodiment; see mllm_act/training/embodiments.py.
     config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
     config.prompt_tokens = 48  # prompts are padded to this many tokens
     config.chunk = 8 if adapter == "fast" else 1  # how many actions one decision holds

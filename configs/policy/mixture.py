@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import load
-from mllm_act.embodiments import KEYS
+from mllm_act.training.embodiments import KEYS
 
 HERE = Path(__file__).parent
 

@@ -7,8 +7,8 @@ Variants: ``rvq`` (two codebooks), ``vq`` (one) and ``fast`` (byte pairs of cosi
 many future actions are encoded together: 1 unless it is given, 8 for ``fast``.
 
 Sizes and epochs of ``rvq`` and ``vq`` are those of arXiv 2406.07904; for what it does not state see
-mllm_act/tokenizer/training.py. On two CPU cores an update takes 0.16 s; 400 updates on 16 configurations of each ML-45
-task reach a mean squared error of about 0.0002 (rvq) and 0.003 (vq) on unseen ones, for single actions.
+mllm_act/action_tokenizer/training.py. On two CPU cores an update takes 0.16 s; 400 updates on 16 configurations of
+each ML-45 task reach a mean squared error of about 0.0002 (rvq) and 0.003 (vq) on unseen ones, for single actions.
 
 ``fast`` makes no updates: it takes seconds. Its scale is that of arXiv 2501.09747; the vocabulary, 1024 there, has as
 many codes as the other tokenizers'.

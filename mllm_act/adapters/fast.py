@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from mllm_act.action_tokenizer.byte_pair import END
+from mllm_act.action_tokenizer.fast import FastTokenizer
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.base import Extend
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer.byte_pair import END
-from mllm_act.tokenizer.fast import FastTokenizer
 
 
 class Fast(ActionTokenAdapter):

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer.autoencoder import ActionTokenizer
 
 
 class VectorQuantized(ActionTokenAdapter):

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mllm_act import network as networks
 from mllm_act.bench import synthetic, trace
 from mllm_act.bench.train import add_model_flags
 from mllm_act.models import presets
-from mllm_act.models.acting import for_acting
+from mllm_act.models.acting.prepare import for_acting
 from mllm_act.policy import Policy
+from mllm_act.policy import network as networks
 
 
 def main(argv: list[str]) -> None:

@@ -15,9 +15,9 @@ import statistics as numbers
 import time
 from collections.abc import Iterator
 
-from data_pipelines import pipeline
-from data_pipelines.episodes import read_actions
-from data_pipelines.rlds import IMAGE, Dataset, Split, open_dataset
+from data_pipelines.reading import pipeline
+from data_pipelines.reading.episodes import read_actions
+from data_pipelines.reading.rlds import IMAGE, Dataset, Split, open_dataset
 from data_pipelines.tensorflow_cpu import tf
 
 

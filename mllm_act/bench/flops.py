@@ -87,6 +87,6 @@ def train(config: MLLMConfig, batch: int, context: int, prompt_tokens: int, toke
     images = context * (vision(config) + 3 * bridge(config))
     decoder = language(config, rows, rows, backward=True)
     if "film" in config.bridge:
-        part = min(config.film.heard / config.language.layers, 1)
+        part = min(config.film.instruction_layer / config.language.layers, 1)
         decoder += part * language(config, prompt_tokens, prompt_tokens, backward=True)
     return batch * (images + decoder + head)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mllm_act import parameters
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.adapters import VectorQuantized
 from mllm_act.batch import Batch, Observation
 from mllm_act.models import presets
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.network import PolicyNetwork
 from mllm_act.normalization import Moments, Statistics
-from mllm_act.prompt import Prompt, train_tokenizer
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.training import rules
+from mllm_act.policy.network import PolicyNetwork
+from mllm_act.policy.prompt import Prompt, train_tokenizer
 
 NAME, CAMERA = "synthetic", "camera"
 ACTIONS = 4
@@ -52,8 +52,8 @@ def initialize(
     make: Callable[[], PolicyNetwork], trained: presets.Rules
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Makes the network on the device; returns its structure, its trained and its frozen parameters."""
-    graph, _, _ = rules.split(nnx.eval_shape(make), trained)
-    return graph, *jax.jit(lambda: rules.split(make(), trained)[1:])()
+    graph, _, _ = parameters.split(nnx.eval_shape(make), trained)
+    return graph, *jax.jit(lambda: parameters.split(make(), trained)[1:])()
 
 
 def batch(
@@ -101,6 +101,6 @@ def model(flags: Any) -> MLLMConfig:
         config,
         language=language,
         bridge=tuple(flags.bridge.split(",")),
-        weights=flags.weights or config.weights,
+        weight_dtype=flags.weight_dtype or config.weight_dtype,
         remat=flags.remat or config.remat,
     )

@@ -4,7 +4,7 @@
     python -m mllm_act.bench train --context=12                       # its CALVIN shape
     python -m mllm_act.bench train --bridge=projector --lora_targets='q|k|v|o|gate|up|down' --batch_size=16 --context=1
     python -m mllm_act.bench train --preset=smollm2_vit_s --context=32 --batch_size=64 --episode=10     # BabyAI's shape
-    python -m mllm_act.bench train --weights=float8 ...               # frozen matrices held and multiplied in 8 bits
+    python -m mllm_act.bench train --weight_dtype=float8 ...          # frozen matrices held and multiplied in 8 bits
 
 The last line is JSON. Operations, also of steps that do not exist, are counted by mllm_act/bench/flops.py; a step is
 timed on the host over ``--steps`` updates that the device does one after the other. ``--trace`` lists the kernels by
@@ -51,7 +51,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=2, help="M, tokens an action")
     parser.add_argument("--bridge", default="perceiver", help="parts in their order, with commas")
     parser.add_argument(
-        "--weights", default="", help="float32, bfloat16 or float8; default: preset's"
+        "--weight_dtype", default="", help="float32, bfloat16 or float8; default: preset's"
     )
 
 

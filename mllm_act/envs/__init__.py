@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 ENVS: dict[str, str] = {
-    "metaworld": "mllm_act.envs.metaworld",
-    "babyai": "mllm_act.envs.babyai",
+    "metaworld": "mllm_act.envs.metaworld.metaworld",
+    "babyai": "mllm_act.envs.babyai.babyai",
 }
 
 

@@ -49,10 +49,10 @@ def decode(
 ) -> tuple[Int[Array, "B steps"], Float[Array, "B steps V"]]:
     """``generate`` without its jit, and the logits that each token was chosen by."""
     b, n, _ = x.shape
-    if n + steps > language.config.context:
+    if n + steps > language.config.max_positions:
         raise UserError(
-            f"generate: expected at most {language.config.context} tokens, the model's context, found {n} of text and "
-            f"{steps} to generate; shorten the text"
+            f"generate: expected at most {language.config.max_positions} tokens, the model's positions, "
+            f"found {n} of text and {steps} to generate; shorten the text"
         )
     positions, mask = layout(exists)
     hidden, cache = language(x, positions, mask, keep_cache=True)

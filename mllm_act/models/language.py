@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.errors import UserError
-from mllm_act.models import few_rows
+from mllm_act.models.acting import kernels
 from mllm_act.models.layers import (
     Linear,
     LoRA,
@@ -37,7 +37,7 @@ class LanguageConfig:
     Attributes:
       action_tokens: the first id of the reserved range that actions are written over.
       tied: whether the head's rows are the embedding's.
-      context: how many positions it was made for.
+      max_positions: how many positions it was made for.
     """
 
     vocabulary: int
@@ -50,7 +50,7 @@ class LanguageConfig:
     rope_theta: float = 10_000.0
     epsilon: float = 1e-5
     tied: bool = False
-    context: int = 4096
+    max_positions: int = 4096
     lora: LoRA | None = None
 
 
@@ -72,14 +72,16 @@ class LanguageBlock(nnx.Module):
     qkv: Linear | None = None
     gate_up: Linear | None = None
 
-    def __init__(self, config: LanguageConfig, weights: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: LanguageConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
         self.config = config
         d, head = config.width, config.width // config.heads
         residual = (2 * config.layers) ** -0.5
 
         def linear(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
             lora = config.lora if config.lora is not None and config.lora.aims_at(name) else None
-            return Linear(inputs, outputs, lora=lora, scale=scale, weights=weights, rngs=rngs)
+            return Linear(
+                inputs, outputs, lora=lora, scale=scale, weight_dtype=weight_dtype, rngs=rngs
+            )
 
         self.norm1 = RMSNorm(d, epsilon=config.epsilon)
         self.norm2 = RMSNorm(d, epsilon=config.epsilon)
@@ -131,8 +133,8 @@ class LanguageBlock(nnx.Module):
 class LanguageModel(nnx.Module):
     """Embeddings to hidden states, with or without a key-value cache."""
 
-    def __init__(self, config: LanguageConfig, weights: str, rngs: nnx.Rngs) -> None:
-        """Makes the decoder; ``weights``, one of ``layers.WEIGHTS``, is how its matrices are held.
+    def __init__(self, config: LanguageConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
+        """Makes the decoder; ``weight_dtype``, one of ``layers.WEIGHT_DTYPES``, is how its matrices are held.
 
         Raises:
           UserError: if LoRA's pattern matches no projection.
@@ -145,13 +147,13 @@ class LanguageModel(nnx.Module):
         self.config = config
         table = (config.vocabulary, config.width)
         held = (
-            "bfloat16" if weights == "float8" else weights
+            "bfloat16" if weight_dtype == "float8" else weight_dtype
         )  # tables are looked up, not multiplied
         scale = config.width**-0.5 if config.tied else 1.0  # tied rows make logits, too
         self.embedding = nnx.Param((scale * jax.random.normal(rngs.params(), table)).astype(held))
         rows = jax.random.normal(rngs.params(), table) * config.width**-0.5
         self.head = None if config.tied else nnx.Param(rows.astype(held))
-        self.blocks = stack(lambda r: LanguageBlock(config, weights, r), config.layers, rngs)
+        self.blocks = stack(lambda r: LanguageBlock(config, weight_dtype, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
     def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
@@ -189,7 +191,7 @@ class LanguageModel(nnx.Module):
         Returns:
           The hidden states after the final norm, and the cache of ``x`` (None unless kept).
         """
-        if few_rows.fits(self.config, x, self.blocks):
+        if kernels.fits(self.config, x, self.blocks):
             return self._few_rows(x, positions, mask, past)
         layer_keys = None if key is None else jax.random.split(key, self.config.layers)
 
@@ -225,10 +227,10 @@ class LanguageModel(nnx.Module):
         """``__call__`` by the kernels of ``models.few_rows``."""
         c = self.config
         lengths = [part[0][0].shape[1] for part in past]
-        rows = few_rows.Rows.of(x, positions, mask, lengths, c.width // c.heads, c.rope_theta)
+        rows = kernels.Rows.of(x, positions, mask, lengths, c.width // c.heads, c.rope_theta)
 
-        def step(block: LanguageBlock, rows: few_rows.Rows, layer: tuple) -> tuple:
-            return few_rows.layer(block, rows, layer)
+        def step(block: LanguageBlock, rows: kernels.Rows, layer: tuple) -> tuple:
+            return kernels.layer(block, rows, layer)
 
         rows, cache = scan(self.blocks, step, rows, tuple(past))
         return self.norm(rows.seen.x[None, : x.shape[1]]), cache

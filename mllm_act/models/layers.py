@@ -26,7 +26,7 @@ Block = TypeVar("Block", bound=nnx.Module)
 MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
 
 # How the matrices of vision encoder and language model may be held.
-WEIGHTS = ("float32", "bfloat16", "float8")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +75,18 @@ class Linear(nnx.Module):
         bias: bool = False,
         lora: LoRA | None = None,
         scale: float = 1.0,
-        weights: str = "float32",
+        weight_dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
         """Initialises ``W`` normal with standard deviation ``scale / sqrt(inputs)``, ``B`` and ``b`` with zeros.
 
-        ``weights``, one of ``WEIGHTS``, is how ``W`` is held; factors and bias are float32.
+        ``weight_dtype``, one of ``WEIGHT_DTYPES``, is how ``W`` is held; factors and bias are float32.
         """
         kernel = jax.random.normal(rngs.params(), (inputs, outputs)) * (scale * inputs**-0.5)
-        if weights == "float8":
+        if weight_dtype == "float8":
             kernel, kernel_scale = float8.quantize(kernel)
         else:
-            kernel, kernel_scale = kernel.astype(weights), None
+            kernel, kernel_scale = kernel.astype(weight_dtype), None
         self.kernel = nnx.Param(kernel)
         self.kernel_scale = None if kernel_scale is None else nnx.Param(kernel_scale)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None

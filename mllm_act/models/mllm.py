@@ -22,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mllm_act.batch import Images
 from mllm_act.errors import UserError
-from mllm_act.models import few_rows
-from mllm_act.models.bridge import Bridge
-from mllm_act.models.existing import encode_existing
-from mllm_act.models.film import FilmConfig
+from mllm_act.models.acting import kernels
+from mllm_act.models.bridge.bridge import Bridge
+from mllm_act.models.bridge.film import FilmConfig
+from mllm_act.models.bridge.mixer import MixerConfig
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
-from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHTS, LoRA
-from mllm_act.models.mixer import MixerConfig
-from mllm_act.models.perceiver import PerceiverConfig
+from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHT_DTYPES, LoRA
+from mllm_act.models.skip_padding import skip_padding
 from mllm_act.models.vision import VisionConfig, VisionTransformer
 
 HISTORIES = ("observations", "observations_and_actions")
@@ -44,7 +44,7 @@ class MLLMConfig:
       bridge: the parts between vision and language in their order; see ``models.bridge``.
       history: one of ``HISTORIES``.
       dtype: what it computes in; one of ``DTYPES``.
-      weights: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHTS``.
+      weight_dtype: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHT_DTYPES``.
       remat: what the backward pass computes again; one of ``layers.REMAT``.
     """
 
@@ -56,7 +56,7 @@ class MLLMConfig:
     film: FilmConfig = FilmConfig()
     history: str = "observations"
     dtype: str = "bfloat16"
-    weights: str = "float32"
+    weight_dtype: str = "float32"
     remat: str = "none"
 
     @classmethod
@@ -114,14 +114,14 @@ class MLLM(nnx.Module):
           UserError: if a choice in the config does not exist.
         """
         for key, choices in (
-            ("history", HISTORIES), ("dtype", DTYPES), ("weights", WEIGHTS), ("remat", REMAT),
+            ("history", HISTORIES), ("dtype", DTYPES), ("weight_dtype", WEIGHT_DTYPES), ("remat", REMAT),
         ):  # fmt: skip
             found = getattr(config, key)
             if found not in choices:
                 raise UserError(f"{key}: expected one of {', '.join(choices)}, found {found!r}")
         self.config = config
         vision, language = config.vision, config.language
-        self.vision = VisionTransformer(vision, config.weights, rngs)
+        self.vision = VisionTransformer(vision, config.weight_dtype, rngs)
         self.bridge = Bridge(
             config.bridge,
             config.perceiver,
@@ -132,7 +132,7 @@ class MLLM(nnx.Module):
             language.width,
             rngs,
         )
-        self.language = LanguageModel(language, config.weights, rngs)
+        self.language = LanguageModel(language, config.weight_dtype, rngs)
 
     @property
     def width(self) -> int:
@@ -155,9 +155,9 @@ class MLLM(nnx.Module):
         if not self.bridge.reads_instruction:
             return None
         x, positions, mask = self._prompt(prompt, prompt_mask)
-        layers, remat = self.config.film.heard, self.config.remat
-        heard = self.language.first_layers(x, positions, mask, layers, remat)
-        return self.bridge.film.listener(heard, prompt_mask, key)
+        layers, remat = self.config.film.instruction_layer, self.config.remat
+        hidden = self.language.first_layers(x, positions, mask, layers, remat)
+        return self.bridge.film.listener(hidden, prompt_mask, key)
 
     def _prompt(
         self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]
@@ -203,7 +203,7 @@ class MLLM(nnx.Module):
                 told = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
             return jnp.concatenate([encode(image, told) for image in cameras], axis=2)
         return jnp.concatenate(
-            [encode_existing(encode, image, instruction, mask, parts) for image in cameras], axis=2
+            [skip_padding(encode, image, instruction, mask, parts) for image in cameras], axis=2
         )
 
     def _sequence(
@@ -302,7 +302,7 @@ class MLLM(nnx.Module):
         """
         n, (b, t, count, _) = reading.mask.shape[1], latents.shape
         each = count + fed.shape[2]
-        length = n + few_rows.filled_up(t * each)
+        length = n + kernels.filled_up(t * each)
         x, positions, mask = self._sequence(reading.mask, latents, step_mask, fed, length)
         past = (reading.cache,)
         hidden, cache = self.language(x, positions[:, n:], mask[:, n:], past=past, keep_cache=True)

@@ -3,11 +3,11 @@
 import dataclasses
 
 from mllm_act.errors import UserError, nearest
-from mllm_act.models.film import FilmConfig
+from mllm_act.models.bridge.film import FilmConfig
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLMConfig
-from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
 
 # (pattern, trained): the first pattern found in a parameter's path decides.
@@ -66,7 +66,9 @@ PRESETS = {
                 image_size=96, patch_size=12, width=64, layers=1, heads=2, mlp_width=128
             ),
             bridge=("film",),
-            film=FilmConfig(width=64, blocks=2, queries=4, neighbours=0, latents=2, heard=0),
+            film=FilmConfig(
+                width=64, blocks=2, queries=4, neighbours=0, latents=2, instruction_layer=0
+            ),
             language=dataclasses.replace(TINY.language, layers=2),
         ),
         trained=EVERYTHING,
@@ -99,10 +101,10 @@ PRESETS = {
                 mlp_width=1536,
                 rope_theta=100_000.0,
                 tied=True,
-                context=8192,
+                max_positions=8192,
                 lora=LoRA(),
             ),
-            weights="bfloat16",
+            weight_dtype="bfloat16",
         ),
         trained=LORA_AND_ADAPTER,
         text_tokenizer="pretrained",
@@ -125,7 +127,7 @@ PRESETS = {
                 mlp_width=11008,
                 lora=LoRA(),
             ),
-            weights="bfloat16",
+            weight_dtype="bfloat16",
             remat="projections",
         ),
         trained=LORA_AND_ADAPTER,

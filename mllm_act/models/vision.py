@@ -101,12 +101,14 @@ def interpolation(source: int, target: int) -> Float[np.ndarray, "target source"
 class VisionBlock(nnx.Module):
     """Pre-norm attention and MLP: QuickGELU in CLIP, GELU and LayerScale in DINOv2."""
 
-    def __init__(self, config: VisionConfig, weights: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VisionConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
         d, residual = config.width, (2 * config.layers) ** -0.5
         self.family, self.heads = FAMILIES[config.family], config.heads
 
         def linear(inputs: int, outputs: int, scale: float = 1.0) -> Linear:
-            return Linear(inputs, outputs, bias=True, scale=scale, weights=weights, rngs=rngs)
+            return Linear(
+                inputs, outputs, bias=True, scale=scale, weight_dtype=weight_dtype, rngs=rngs
+            )
 
         epsilon = self.family.epsilon
         self.norm1, self.norm2 = LayerNorm(d, epsilon=epsilon), LayerNorm(d, epsilon=epsilon)
@@ -136,8 +138,8 @@ class VisionBlock(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Images to patch features."""
 
-    def __init__(self, config: VisionConfig, weights: str, rngs: nnx.Rngs) -> None:
-        """Makes the encoder; ``weights``, one of ``layers.WEIGHTS``, is how its matrices are held.
+    def __init__(self, config: VisionConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
+        """Makes the encoder; ``weight_dtype``, one of ``layers.WEIGHT_DTYPES``, is how its matrices are held.
 
         Raises:
           UserError: if the patches do not fill the image.
@@ -153,7 +155,7 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(jax.random.normal(rngs.params(), (d,)) * d**-0.5)
         self.position = nnx.Param(jax.random.normal(rngs.params(), (1 + side**2, d)) * 0.02)
         self.norm = LayerNorm(d, epsilon=self.family.epsilon) if self.family.norm_first else None
-        self.blocks = stack(lambda r: VisionBlock(config, weights, r), config.layers, rngs)
+        self.blocks = stack(lambda r: VisionBlock(config, weight_dtype, r), config.layers, rngs)
 
     def _positions(self) -> Float[Array, "1+patches D"]:
         c, stored = self.config, self.position[...]

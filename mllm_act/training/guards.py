@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.errors import UserError
-from mllm_act.training.checkpoint import Checkpointer
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -56,8 +56,8 @@ def check_float32(trained: Mapping[str, Any]) -> None:
     for path, leaf in trained.items():
         if leaf.dtype != "float32":
             raise UserError(
-                f"config.weights: expected float32 where the matrices are trained, found {leaf.dtype} for {path}; "
-                "leave config.weights out, or take a preset whose base is frozen"
+                f"config.weight_dtype: expected float32 where the matrices are trained, found {leaf.dtype} for {path}; "
+                "leave config.weight_dtype out, or take a preset whose base is frozen"
             )
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
-from mllm_act.training import rules
 from mllm_act.weights import folder as pretrained_folder
 
 MODEL = "mllm/"  # where the model's paths begin in a policy's network
@@ -19,7 +19,7 @@ MODEL = "mllm/"  # where the model's paths begin in a policy's network
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
 
 
-def parameters(
+def initial_parameters(
     make: Callable[[], nnx.Module],
     wanted: Wanted,
     given: Mapping[str, jax.Array],
@@ -51,7 +51,7 @@ def parameters(
         print(f"From {pretrained}, but for what starts at random: {', '.join(sorted(groups))}")
 
     def random() -> dict[str, jax.Array]:
-        named = rules.flatten(nnx.state(make()))
+        named = parameters.flatten(nnx.state(make()))
         return {path: named[path] for path in fresh}
 
     shardings = {path: wanted[path].sharding for path in fresh}

@@ -27,13 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Literal
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.language import LanguageBlock
 from mllm_act.models.layers import MULTIPLE
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.vision import VisionBlock
-from mllm_act.training import rules
 
 GIB = 2.0**30
 FACTOR = 1.5  # how far off the activations may be
@@ -42,7 +42,7 @@ SPLIT = (
     "--config.mesh.fsdp=DEVICES with --config.mesh.data=1, which splits them, or a smaller preset"
 )
 MENDS = {
-    "weights": f"--config.weights=float8 (or bfloat16) where they are frozen, {SPLIT}",
+    "weights": f"--config.weight_dtype=float8 (or bfloat16) where they are frozen, {SPLIT}",
     "optimizer": f"a lower --config.lora.rank where LoRA is trained, {SPLIT}",
     "gradients": f"a lower --config.lora.rank where LoRA is trained, {SPLIT}",
     "activations": "--config.remat=full, a smaller --config.data.batch_size, more devices along --config.mesh.data, "
@@ -72,7 +72,7 @@ def estimate(
       prompt_tokens: N.
       tokens_per_action: M.
     """
-    moved, held = (rules.flatten(tree) for tree in (trained, frozen))
+    moved, held = (parameters.flatten(tree) for tree in (trained, frozen))
     one_each = sum(_count(leaf) * 4.0 for leaf in moved.values())
     weights = sum(_count(leaf) * _held_bytes(leaf) for leaf in (*moved.values(), *held.values()))
     kept = _kept_by_model(
@@ -159,7 +159,7 @@ def _kept_by_model(
 ) -> int:
     """Counts what teacher-forced training keeps of one device's share of a batch."""
     abstract = nnx.eval_shape(lambda: MLLM(config, nnx.Rngs(0)))
-    chosen = nnx.All(nnx.Param, lambda path, _: f"mllm/{rules.name(path)}" in trained)
+    chosen = nnx.All(nnx.Param, lambda path, _: f"mllm/{parameters.name(path)}" in trained)
     graph, moved, held = nnx.split(abstract, chosen, ...)  # type: ignore[misc]
     fed = tokens_per_action - (config.history == "observations")
     size, array = config.vision.image_size, jax.ShapeDtypeStruct
@@ -178,14 +178,14 @@ def _kept_by_model(
 
 
 def _kept_by_vision_block(config: MLLMConfig, images: int) -> int:
-    block = nnx.eval_shape(lambda: VisionBlock(config.vision, config.weights, nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: VisionBlock(config.vision, config.weight_dtype, nnx.Rngs(0)))
     graph, state = nnx.split(block)
     x = jax.ShapeDtypeStruct((images, 1 + config.vision.patches, config.vision.width), config.dtype)
     return _kept(lambda x, state: nnx.merge(graph, state)(x, x.shape[1]), x, state)
 
 
 def _kept_by_language_block(config: MLLMConfig, batch: int, tokens: int) -> int:
-    block = nnx.eval_shape(lambda: LanguageBlock(config.language, config.weights, nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: LanguageBlock(config.language, config.weight_dtype, nnx.Rngs(0)))
     graph, state = nnx.split(block)
     array = jax.ShapeDtypeStruct
     x = array((batch, tokens, config.language.width), config.dtype)

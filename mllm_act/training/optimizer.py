@@ -4,7 +4,7 @@ import jax
 import optax
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.training import rules
+from mllm_act import parameters
 
 # The paper does not say what decays; matrices do here, as in most of the field.
 DECAYED: tuple[tuple[str, bool], ...] = (
@@ -31,7 +31,7 @@ def build(config: ConfigDict, steps: int) -> tuple[optax.GradientTransformation,
 
     def decayed(params: optax.Params) -> optax.Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: rules.find(DECAYED, rules.name(path)), params
+            lambda path, _: parameters.find(DECAYED, parameters.name(path)), params
         )
 
     adamw = optax.adamw(

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
-from mllm_act.training import rules
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -55,7 +55,7 @@ def of_parameters(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns a sharding for every array of a tree, by its path and shape."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        partition = rules.find(PARTITIONS, "/" + rules.name(path))
+        partition = parameters.find(PARTITIONS, "/" + parameters.name(path))
         whole = (None,) * (leaf.ndim - len(partition))
         sizes = leaf.shape[len(whole) :]
         fits = [

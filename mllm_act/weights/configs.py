@@ -71,7 +71,7 @@ def language(config: MLLMConfig) -> dict[str, Any]:
         "num_attention_heads": c.heads,
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.width // c.heads,
-        "max_position_embeddings": c.context,
+        "max_position_embeddings": c.max_positions,
         "rms_norm_eps": c.epsilon,
         # Both spellings of the rotary base: transformers before 5 reads the first, since 5 the second.
         "rope_theta": c.rope_theta,

@@ -22,8 +22,8 @@ from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import safetensors
-from mllm_act.weights.place import Layers, place, place_float8, place_layers
 from mllm_act.weights.tensors import Tensor
+from mllm_act.weights.to_devices import Layers, place, place_float8, place_layers
 
 WEIGHTS, META, TOKENIZER = "weights.safetensors", "meta.json", "tokenizer.json"
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from flax import nnx
 
+from mllm_act import parameters
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.training import rules
 
 
 def imported(config: MLLMConfig, projector: bool) -> dict[str, tuple[int, ...]]:
@@ -17,9 +17,9 @@ def imported(config: MLLMConfig, projector: bool) -> dict[str, tuple[int, ...]]:
         config,
         language=dataclasses.replace(config.language, lora=None),
         bridge=("projector",),
-        weights="float32",
+        weight_dtype="float32",
     )
     state = nnx.eval_shape(lambda: nnx.state(MLLM(plain, nnx.Rngs(0)), nnx.Param))
-    found = {path: tuple(leaf.shape) for path, leaf in rules.flatten(state).items()}
+    found = {path: tuple(leaf.shape) for path, leaf in parameters.flatten(state).items()}
     parts = ("vision/", "language/", "bridge/") if projector else ("vision/", "language/")
     return {path: shape for path, shape in found.items() if path.startswith(parts)}

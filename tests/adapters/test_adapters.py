@@ -10,11 +10,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.token_filter import filtered_log_softmax
 from mllm_act.normalization import Moments, Statistics
-from mllm_act.tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 
 D, P, FIRST = 16, 2, 100
 

@@ -11,13 +11,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mllm_act.action_tokenizer.fast import FastConfig
 from mllm_act.adapters import Fast
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.normalization import Statistics
-from mllm_act.tokenizer.fast import FastConfig
+from tests.action_tokenizer.tables import random_tokenizer
 from tests.adapters.discrete import D, extend, moments, teacher_forced
 from tests.models import tiny
-from tests.tokenizer.tables import random_tokenizer
 
 FIRST = 100
 # Chunks of 3 steps of one dimension in at most 3 tokens out of 6: END, three integers, two merged codes.

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from mllm_act import action_words, prompt
-from mllm_act.adapters import Language
+from mllm_act.adapters import Language, action_words
 from mllm_act.adapters.language import digit_sequences
 from mllm_act.errors import UserError
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.mllm import MLLM
+from mllm_act.policy import prompt
 from tests.adapters.discrete import D, V, language, rows, statistics
 from tests.models import tiny
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act import envs
-from mllm_act.envs import Env, Job, babyai, babyai_levels, play
-from mllm_act.envs.babyai_expert import Expert
+from mllm_act.envs import Env, Job, play
+from mllm_act.envs.babyai import babyai, levels
+from mllm_act.envs.babyai.expert import Expert
 from mllm_act.envs.base import ExpertFailed, choice, metadata
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
@@ -121,8 +122,8 @@ def test_the_synonyms_are_the_test_episodes_in_other_words(task: str) -> None:
         plain, reworded = env.reset(task, test, 4), env.reset(task, other, 4)
         np.testing.assert_array_equal(plain["images"]["top"], reworded["images"]["top"])
         said, words = str(plain["instruction"]), str(reworded["instruction"]).split()
-        assert not set(words) & set(babyai_levels.SYNONYMS)
-        back = {synonym: word for word, synonym in babyai_levels.SYNONYMS.items()}
+        assert not set(words) & set(levels.SYNONYMS)
+        back = {synonym: word for word, synonym in levels.SYNONYMS.items()}
         assert " ".join(back.get(word.rstrip(","), word) for word in words) == said.replace(",", "")
         changed += said != str(reworded["instruction"])
     assert changed == 30 or task == "open"  # "open the door" has no word to replace
@@ -130,10 +131,10 @@ def test_the_synonyms_are_the_test_episodes_in_other_words(task: str) -> None:
 
 
 def test_a_synonym_replaces_whole_words_only() -> None:
-    found = babyai_levels.with_synonyms("pick up a red key, then go to the grey box")
+    found = levels.with_synonyms("pick up a red key, then go to the grey box")
     assert found == "pick up a vermilion chair, then go to the silver car"
-    assert babyai_levels.with_synonyms("open the door") == "open the door"
-    assert babyai_levels.with_synonyms("a keyring, bluer") == "a keyring, bluer"
+    assert levels.with_synonyms("open the door") == "open the door"
+    assert levels.with_synonyms("a keyring, bluer") == "a keyring, bluer"
 
 
 PATTERNS = {
@@ -166,7 +167,7 @@ def test_missions_are_worded_as_their_family_and_never_name_what_is_held_out(tas
 
 @pytest.mark.parametrize("task", FAMILIES)
 def test_the_room_is_furnished_as_the_paper_says(task: str) -> None:
-    level = babyai_levels.Level(task, SPEC.horizon)
+    level = levels.Level(task, SPEC.horizon)
     for seed in range(20):
         level.start(seed)
         assert level.max_steps == 50
@@ -325,5 +326,5 @@ def test_a_pool_plays_a_split_and_tells_each_episode_its_own_sentence() -> None:
         played = list(play.play(pool, todo, SPEC.horizon, decide, "test"))
     assert all(episode.success for episode in played)
     assert told == {episode.job: sentence(*episode.job) for episode in todo}
-    assert all(set(text.split()) & set(babyai_levels.SYNONYMS.values()) for text in
+    assert all(set(text.split()) & set(levels.SYNONYMS.values()) for text in
                [told[episode.job] for episode in todo[:4]])  # fmt: skip

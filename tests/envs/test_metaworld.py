@@ -10,7 +10,7 @@ import pytest
 
 from mllm_act import envs
 from mllm_act.envs import Env, EnvObservation, Job
-from mllm_act.envs.metaworld_tasks import TEST, TRAIN
+from mllm_act.envs.metaworld.tasks import TEST, TRAIN
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 

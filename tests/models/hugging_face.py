@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Array
 
-from mllm_act.training import rules
+from mllm_act import parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -138,12 +138,12 @@ def lora(model: Any) -> Arrays:
 def put(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Sets all of a module's parameters: those given must be exactly those there are, shape for shape."""
     state = nnx.state(module, nnx.Param)
-    named = rules.flatten(state)
+    named = parameters.flatten(state)
     assert named.keys() == arrays.keys(), named.keys() ^ arrays.keys()
     for path, leaf in named.items():
         assert leaf.shape == arrays[path].shape, (path, leaf.shape, arrays[path].shape)
     given: dict[str, Array] = {path: jnp.asarray(arrays[path], named[path].dtype) for path in named}
-    nnx.update(module, rules.unflatten(given, state))
+    nnx.update(module, parameters.unflatten(given, state))
 
 
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:

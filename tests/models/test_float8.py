@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_act.models import acting, float8
+from mllm_act.models import float8
+from mllm_act.models.acting import prepare
 from mllm_act.models.language import PROJECTIONS
 from mllm_act.models.mllm import MLLM
 from mllm_act.models.vision import VisionConfig
@@ -112,10 +113,10 @@ def run(model: MLLM, images: dict[str, jax.Array], given: dict[str, jax.Array]) 
 def test_a_models_hidden_states_are_close_to_those_of_the_very_values_held() -> None:
     """As it trains and as it acts; four layers, each a sum of products that are off by a 28th or less."""
     images, given = tiny.images(), tiny.sequence(fed=2)
-    model = tiny.mllm(weights="float8")
+    model = tiny.mllm(weight_dtype="float8")
     exact = run(dequantized(model), images, given)
     assert distance(run(model, images, given), exact) < 0.1
-    assert distance(run(acting.for_acting(model), images, given), exact) < 0.1
+    assert distance(run(prepare.for_acting(model), images, given), exact) < 0.1
 
 
 def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
@@ -123,7 +124,7 @@ def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
     images, given = tiny.images(), tiny.sequence(fed=2)
 
     def model(size: float) -> MLLM:
-        model = tiny.mllm(weights="float8")
+        model = tiny.mllm(weight_dtype="float8")
         for name in ("q", "down"):
             factor = getattr(model.language.blocks, name).lora_b
             factor[...] = size * factor[...]
@@ -133,7 +134,7 @@ def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
         with_factors, without = (run(ready(model(size)), images, given) for size in (0.012, 0.0))
         return np.asarray(with_factors - without, np.float64)
 
-    expected, found = difference(dequantized), difference(acting.for_acting)
+    expected, found = difference(dequantized), difference(prepare.for_acting)
     kept = (found * expected).sum() / (expected * expected).sum()
     assert abs(kept - 1) < 0.2, kept
 
@@ -145,8 +146,8 @@ def test_features_are_close_where_norms_and_biases_are_large(family: str) -> Non
         image_size=12, patch_size=4, width=64, layers=2, heads=2, mlp_width=128, family=family
     )
     features = []
-    for weights in ("float32", "float8"):
-        model = tiny.mllm(weights=weights, vision=vision)
+    for weight_dtype in ("float32", "float8"):
+        model = tiny.mllm(weight_dtype=weight_dtype, vision=vision)
         for i, norm in enumerate((model.vision.blocks.norm1, model.vision.blocks.norm2)):
             norm.scale[...] = jnp.exp(normal(i, *norm.scale.shape))
             norm.bias[...] = normal(2 + i, *norm.bias.shape)

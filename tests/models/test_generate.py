@@ -17,7 +17,7 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def language() -> LanguageModel:
     config = LanguageConfig(
-        vocabulary=32, action_tokens=16, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, context=16
+        vocabulary=32, action_tokens=16, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, max_positions=16
     )  # fmt: skip
     return LanguageModel(config, "float32", nnx.Rngs(0))
 

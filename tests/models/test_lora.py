@@ -11,12 +11,12 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.language import PROJECTIONS, LanguageConfig, LanguageModel
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM
-from mllm_act.training import rules
 from tests.models import tiny
 
 
@@ -30,7 +30,7 @@ def language(lora: LoRA) -> LanguageModel:
 
 def factors(module: nnx.Module) -> dict[str, int]:
     """Sizes of all factors by path."""
-    named = rules.flatten(nnx.state(module, nnx.Param))
+    named = parameters.flatten(nnx.state(module, nnx.Param))
     return {path: leaf.size for path, leaf in named.items() if "lora_" in path}
 
 
@@ -67,12 +67,14 @@ class Network(nnx.Module):
         self.mllm = mllm
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float8"])
-def test_training_moves_factors_and_bridge_and_leaves_the_base_bit_for_bit(weights: str) -> None:
-    network = Network(tiny.mllm(weights=weights))
+@pytest.mark.parametrize("weight_dtype", ["bfloat16", "float8"])
+def test_training_moves_factors_and_bridge_and_leaves_the_base_bit_for_bit(
+    weight_dtype: str,
+) -> None:
+    network = Network(tiny.mllm(weight_dtype=weight_dtype))
     given, images = tiny.sequence(fed=0), tiny.images()
     labels = jnp.array(np.random.default_rng(2).integers(0, 16, (tiny.B, tiny.T)))
-    graph, trained, frozen = rules.split(network, presets.LORA_AND_ADAPTER)
+    graph, trained, frozen = parameters.split(network, presets.LORA_AND_ADAPTER)
     optimizer = optax.adam(1e-2)
     moments = optimizer.init(trained)
 
@@ -91,17 +93,17 @@ def test_training_moves_factors_and_bridge_and_leaves_the_base_bit_for_bit(weigh
         return optax.apply_updates(trained, updates), moments, value
 
     kept = ("lora_a", "lora_b", "mllm/bridge")
-    assert all(any(part in path for part in kept) for path in rules.flatten(trained))
-    state = {path for path in rules.flatten(moments) if "mllm/" in path}
+    assert all(any(part in path for part in kept) for path in parameters.flatten(trained))
+    state = {path for path in parameters.flatten(moments) if "mllm/" in path}
     assert state and all(any(part in path for part in kept) for path in state)
 
-    before = {path: np.array(leaf) for path, leaf in rules.flatten(nnx.state(network)).items()}
+    before = {path: np.array(leaf) for path, leaf in parameters.flatten(nnx.state(network)).items()}
     losses = []
     for i in range(20):
         trained, moments, value = step(trained, moments, frozen, jnp.array(i))
         losses.append(float(value))
     assert np.mean(losses[-3:]) < 0.5 * losses[0]
-    after = rules.flatten(nnx.state(nnx.merge(graph, trained, frozen)))
+    after = parameters.flatten(nnx.state(nnx.merge(graph, trained, frozen)))
     for path, leaf in before.items():
         same = np.array_equal(leaf, np.array(after[path]))
         assert same != any(part in path for part in kept), path

@@ -11,10 +11,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
-from mllm_act.models import acting
+from mllm_act.models.acting import prepare
 from mllm_act.models.mllm import HISTORIES, MLLM, MLLMConfig
-from mllm_act.training import rules
 from tests.models import tiny
 from tests.models.tiny import B, D, N, T
 
@@ -185,17 +185,17 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
     for newest in range(T):
         found = decode(model, given, past, jnp.array(newest))
         np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
-    ready = acting.for_acting(model)
+    ready = prepare.for_acting(model)
     given["latents"] = encode(ready, tiny.images())
     for newest in range(T):
         found = decode(ready, given, past, jnp.array(newest))
         np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_what_acts_has_no_factors_and_the_dtype_it_computes_in(weights: str) -> None:
-    model = acting.for_acting(tiny.mllm(weights=weights, dtype="bfloat16"))
-    leaves = rules.flatten(nnx.state(model, nnx.Param))
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+def test_what_acts_has_no_factors_and_the_dtype_it_computes_in(weight_dtype: str) -> None:
+    model = prepare.for_acting(tiny.mllm(weight_dtype=weight_dtype, dtype="bfloat16"))
+    leaves = parameters.flatten(nnx.state(model, nnx.Param))
     assert not [path for path in leaves if "lora_" in path]
     matrices = {
         path: leaf
@@ -223,7 +223,10 @@ def test_a_config_survives_json() -> None:
     ("changes", "message"),
     [
         ({"history": "all"}, "history: expected one of observations, observations_and_actions"),
-        ({"weights": "int4"}, "weights: expected one of float32, bfloat16, float8, found 'int4'"),
+        (
+            {"weight_dtype": "int4"},
+            "weight_dtype: expected one of float32, bfloat16, float8, found 'int4'",
+        ),
         ({"remat": "some"}, "remat: expected one of"),
         ({"bridge": ()}, "bridge: expected some of projector, perceiver, mixer"),
         ({"bridge": ("perceiver", "film")}, "bridge: expected film at the beginning"),

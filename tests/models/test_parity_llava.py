@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from mllm_act.models import generate
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
 from tests.models import hugging_face, tiny
 from tests.models.test_parity_vision import CLIP

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mllm_act.models import acting, generate
+from mllm_act.models import generate
+from mllm_act.models.acting import prepare
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import LanguageConfig, LanguageModel
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
 from tests.models import hugging_face, tiny
 
@@ -69,5 +70,5 @@ def test_logits_equal_pefts_merged_and_unmerged(ours: str, theirs: list[str]) ->
         )(torch.tensor(tokens)).logits.numpy()
     assert np.abs(unmerged - with_no_factors).max() > 0.1  # the factors do something
     np.testing.assert_allclose(logits(model.language, jnp.array(tokens)), unmerged, atol=1e-4)
-    ready = acting.for_acting(model).language
+    ready = prepare.for_acting(model).language
     np.testing.assert_allclose(logits(ready, jnp.array(tokens)), merged, atol=1e-4)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mllm_act import parameters
 from mllm_act.models.layers import REMAT, unstack
-from mllm_act.training import rules
 from tests.models import tiny
 
 Values = tuple[jax.Array, dict[str, jax.Array]]
@@ -29,7 +29,7 @@ def loss_and_gradients(remat: str, *, unrolled: bool = False) -> tuple[Values, i
 
     compiled = jax.jit(jax.value_and_grad(loss), compiler_options=tiny.FAST).lower(state).compile()
     value, gradients = compiled(state)
-    return (value, rules.flatten(gradients)), compiled.memory_analysis().temp_size_in_bytes
+    return (value, parameters.flatten(gradients)), compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize(

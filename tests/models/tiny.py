@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mllm_act.models.film import FilmConfig
+from mllm_act.models.bridge.film import FilmConfig
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import PROJECTIONS, LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import VisionConfig
 
 CAMERAS = ("front", "wrist")
@@ -32,7 +32,7 @@ def mllm(**changes: Any) -> MLLM:
         ),
         "bridge": ("perceiver",),
         "perceiver": PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
-        "film": FilmConfig(width=8, blocks=1, heard=1, queries=3, mlp_width=16),
+        "film": FilmConfig(width=8, blocks=1, instruction_layer=1, queries=3, mlp_width=16),
         "language": LanguageConfig(
             vocabulary=32, action_tokens=16, width=D, layers=2, heads=4, kv_heads=2, mlp_width=48,
             lora=LoRA(targets="q|down", rank=2, alpha=4.0),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models import float8, presets
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.training import initialize, rules, sharding
+from mllm_act.training import initialize, sharding
 from tests import pretrained_folder
 
 K = 8
@@ -21,7 +22,7 @@ TINY = presets.get("tiny").model
 CONFIG = dataclasses.replace(
     TINY,
     language=dataclasses.replace(TINY.language, tied=False, lora=LoRA(rank=2)),
-    weights="float8",
+    weight_dtype="float8",
 )
 
 
@@ -43,8 +44,8 @@ class Network(nnx.Module):
 
 def wanted(config: MLLMConfig) -> dict[str, jax.ShapeDtypeStruct]:
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    shapes = rules.flatten(nnx.state(nnx.eval_shape(lambda: Network(config))))
-    return rules.flatten(sharding.abstract(shapes, mesh))
+    shapes = parameters.flatten(nnx.state(nnx.eval_shape(lambda: Network(config))))
+    return parameters.flatten(sharding.abstract(shapes, mesh))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_arrays_come_from_the_folder_from_what_is_given_or_from_chance(
     path, weights = there
     like = wanted(CONFIG)
     given = {"adapters/arm/bias": jnp.arange(float(K))}
-    found = initialize.parameters(lambda: Network(CONFIG), like, given, CONFIG, path)
+    found = initialize.initial_parameters(lambda: Network(CONFIG), like, given, CONFIG, path)
     assert found.keys() == like.keys()
     for name, array in found.items():
         assert (array.shape, array.dtype) == (like[name].shape, like[name].dtype), name
@@ -83,10 +84,10 @@ def test_arrays_come_from_the_folder_from_what_is_given_or_from_chance(
 
 def test_a_tied_models_action_rows_are_the_embeddings_twice(tmp_path: Path) -> None:
     config = dataclasses.replace(
-        CONFIG, language=dataclasses.replace(CONFIG.language, tied=True), weights="bfloat16"
+        CONFIG, language=dataclasses.replace(CONFIG.language, tied=True), weight_dtype="bfloat16"
     )
     pretrained_folder.write(tmp_path / "tied", config, ["close the drawer"], 300)
-    found = initialize.parameters(
+    found = initialize.initial_parameters(
         lambda: Network(config), wanted(config), {}, config, tmp_path / "tied"
     )
     np.testing.assert_array_equal(found["adapters/arm/head"], found["adapters/arm/embedding"])
@@ -101,7 +102,7 @@ def test_weights_that_fit_but_compute_otherwise_are_refused(
         "language.heads: expected 8, found 4; .*language.rope_theta: expected 5.0, found 10000.0"
     )
     with pytest.raises(UserError, match=message):
-        initialize.parameters(lambda: Network(config), wanted(config), {}, config, there[0])
+        initialize.initial_parameters(lambda: Network(config), wanted(config), {}, config, there[0])
 
 
 def test_a_model_of_another_vocabulary_is_refused(
@@ -112,4 +113,4 @@ def test_a_model_of_another_vocabulary_is_refused(
     with pytest.raises(
         UserError, match=r"language/embedding: expected \[1030, 128\], found \[1024"
     ):
-        initialize.parameters(lambda: Network(config), wanted(config), {}, config, there[0])
+        initialize.initial_parameters(lambda: Network(config), wanted(config), {}, config, there[0])

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.training import memory, rules, sharding
+from mllm_act.training import memory, sharding
 
 TINY = presets.get("tiny").model
 WITH_LORA = dataclasses.replace(
@@ -30,7 +31,7 @@ class Network(nnx.Module):
 
 
 def split(config: MLLMConfig, trained: presets.Rules) -> tuple[nnx.GraphDef, Any, Any]:
-    return rules.split(nnx.eval_shape(lambda: Network(config)), trained)
+    return parameters.split(nnx.eval_shape(lambda: Network(config)), trained)
 
 
 def compiled_bytes(config: MLLMConfig, trained: presets.Rules) -> int:
@@ -74,8 +75,8 @@ def compiled_bytes(config: MLLMConfig, trained: presets.Rules) -> int:
     [
         (TINY, presets.EVERYTHING, {}),
         (presets.get("tiny_grid").model, presets.EVERYTHING, {}),
-        (WITH_LORA, LORA, {"weights": "bfloat16", "dtype": "bfloat16", "remat": "full"}),
-        (WITH_LORA, LORA, {"weights": "float8", "remat": "projections"}),
+        (WITH_LORA, LORA, {"weight_dtype": "bfloat16", "dtype": "bfloat16", "remat": "full"}),
+        (WITH_LORA, LORA, {"weight_dtype": "float8", "remat": "projections"}),
     ],
 )
 def test_the_estimate_is_within_its_factor_of_what_xla_takes(
@@ -109,7 +110,7 @@ def test_a_run_that_cannot_fit_is_told_its_largest_part_and_the_mends() -> None:
         UserError, match=r"GiB, .* of them for activations; try --config.remat=full"
     ):
         memory.check({**needed, "activations": 2 * there}, device)
-    with pytest.raises(UserError, match="for weights; try --config.weights=float8"):
+    with pytest.raises(UserError, match="for weights; try --config.weight_dtype=float8"):
         memory.check({**needed, "weights": 1.1 * there}, device)
 
 

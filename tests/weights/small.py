@@ -14,14 +14,14 @@ import numpy as np
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from mllm_act import parameters
 from mllm_act.import_hf import open_source
 from mllm_act.models import generate
+from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.models.perceiver import PerceiverConfig
 from mllm_act.models.vision import FAMILIES, VisionConfig
-from mllm_act.training import rules
 from mllm_act.weights import folder
 from mllm_act.weights.convert import convert
 from tests.models import hugging_face
@@ -46,7 +46,7 @@ def config(**changes: Any) -> MLLMConfig:
         perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
         language=LanguageConfig(
             vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
-            epsilon=hugging_face.EPSILON, context=64,
+            epsilon=hugging_face.EPSILON, max_positions=64,
         ),
         dtype="float32",
     )  # fmt: skip
@@ -126,7 +126,7 @@ def wanted(made: MLLMConfig, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     given = folder.paths(path)
     return {
         name: leaf
-        for name, leaf in rules.flatten(state).items()
+        for name, leaf in parameters.flatten(state).items()
         if name.startswith(parts) and "lora_" not in name
         if not name.startswith("bridge/") or name in given
     }
@@ -137,10 +137,10 @@ def random(make: Callable[[], Module], given: Mapping[str, jax.Array] | None = N
     graph, state = nnx.split(nnx.eval_shape(make))
     draw = np.random.default_rng(2)
     made = dict(given or {})
-    for path, leaf in rules.flatten(state).items():
+    for path, leaf in parameters.flatten(state).items():
         if path not in made:
             made[path] = jnp.asarray(0.2 * draw.normal(size=leaf.shape), leaf.dtype)
-    return nnx.merge(graph, rules.unflatten(made, state))
+    return nnx.merge(graph, parameters.unflatten(made, state))
 
 
 def model(made: MLLMConfig, path: Path) -> MLLM:
@@ -150,7 +150,7 @@ def model(made: MLLMConfig, path: Path) -> MLLM:
 
 def arrays(ours: nnx.Module) -> dict[str, jax.Array]:
     """All of a module's parameters by path."""
-    return rules.flatten(nnx.state(ours, nnx.Param))
+    return parameters.flatten(nnx.state(ours, nnx.Param))
 
 
 LORA = LoRA(targets="q|v|up", rank=4, alpha=6.0)

@@ -91,9 +91,9 @@ def test_a_tied_llama_and_a_dinov2_in_two_folders_with_lora_merged(
     assert (tmp_path / "out" / "language" / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float8"])
-def test_matrices_held_in_fewer_bits(llava: Path, tmp_path: Path, weights: str) -> None:
-    made = dataclasses.replace(small.config(), weights=weights)
+@pytest.mark.parametrize("weight_dtype", ["bfloat16", "float8"])
+def test_matrices_held_in_fewer_bits(llava: Path, tmp_path: Path, weight_dtype: str) -> None:
+    made = dataclasses.replace(small.config(), weight_dtype=weight_dtype)
     ours = small.model(made, llava)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
     text = folder.text_tokenizer(llava)
@@ -105,7 +105,7 @@ def test_matrices_held_in_fewer_bits(llava: Path, tmp_path: Path, weights: str) 
     found = theirs.model.language_model.layers[1].mlp.up_proj.weight.detach().numpy().T
     expected = full["language/blocks/up/kernel"][1]
     step = (
-        2**-8 if weights == "bfloat16" else 2**-4
+        2**-8 if weight_dtype == "bfloat16" else 2**-4
     )  # relative rounding, 8 and 4 bits of significand
     assert np.abs(found - expected).max() <= step * np.abs(expected).max()
 

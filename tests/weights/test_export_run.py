@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mllm_act import export_hf
-from mllm_act import network as networks
+from mllm_act import export_hf, parameters
+from mllm_act.checkpoints import frozen
+from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.errors import UserError
 from mllm_act.models.presets import LORA_AND_ADAPTER
 from mllm_act.normalization import Moments, Statistics
-from mllm_act.prompt import Prompt
-from mllm_act.training import frozen, rules
-from mllm_act.training.checkpoint import Checkpointer
+from mllm_act.policy import network as networks
+from mllm_act.policy.prompt import Prompt
 from mllm_act.weights import safetensors
 from tests.weights import small
 from tests.weights.test_export import loads_strictly
@@ -32,8 +32,8 @@ def save_run(
     network: networks.PolicyNetwork, description: networks.Description, workdir: Path
 ) -> None:
     """Writes a checkpoint as ``mllm_act.train`` does."""
-    _, *parts = rules.split(network, description.trained)
-    trained, still = map(rules.flatten, parts)
+    _, *parts = parameters.split(network, description.trained)
+    trained, still = map(parameters.flatten, parts)
     meta = {
         "network": dataclasses.asdict(description),
         "statistics": {"arm": STATISTICS.to_dict()},

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.presets import PRESETS
-from mllm_act.training import rules
 from mllm_act.weights import folder, safetensors, shapes
 from mllm_act.weights.tensors import Tensor
 
@@ -47,11 +47,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def wanted(weights: str) -> dict[str, jax.ShapeDtypeStruct]:
+def wanted(weight_dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Every array that the folder has, as a model wants it."""
-    asked = dataclasses.replace(config(), weights=weights)
+    asked = dataclasses.replace(config(), weight_dtype=weight_dtype)
     state = nnx.eval_shape(lambda: nnx.state(MLLM(asked, nnx.Rngs(0)), nnx.Param))
-    return rules.flatten(state)
+    return parameters.flatten(state)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

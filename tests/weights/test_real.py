@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from mllm_act import pretrained
 from mllm_act.models import presets
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.weights import folder
+from mllm_act.weights import folder, smollm2_wheels
 from tests.weights import small
 from tests.weights.small import torch, transformers
 
@@ -32,10 +31,10 @@ SENTENCE = "The robot arm picks up the red cup and places it on the table."
 def made() -> Path:
     """``pretrained/``, made as ``make pretrained`` makes it if it is not there; workers wait for each other."""
     out = ROOT / "pretrained"
-    if (out / pretrained.PRESET).exists():
+    if (out / smollm2_wheels.PRESET).exists():
         return out
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mllm_act.pretrained", f"--out={out}"]
+    command = [sys.executable, "-m", "mllm_act.weights.smollm2_wheels", f"--out={out}"]
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -51,26 +50,28 @@ def made() -> Path:
 @pytest.fixture(scope="session")
 def gguf(made: Path) -> dict[str, Any]:
     """What transformers is told to read the GGUF file."""
-    file = Path(pretrained.SMOLLM2.member).name
+    file = Path(smollm2_wheels.SMOLLM2.member).name
     return {"pretrained_model_name_or_path": str(made / "wheels"), "gguf_file": file}
 
 
 def config() -> MLLMConfig:
     """The preset in float32, without what is not pretrained."""
-    made = presets.get(pretrained.PRESET).model
+    made = presets.get(smollm2_wheels.PRESET).model
     language = dataclasses.replace(made.language, lora=None)
-    return dataclasses.replace(made, language=language, weights="float32", dtype="float32")
+    return dataclasses.replace(made, language=language, weight_dtype="float32", dtype="float32")
 
 
 @pytest.fixture(scope="session")
 def model(made: Path) -> MLLM:
-    return small.model(config(), made / pretrained.PRESET)
+    return small.model(config(), made / smollm2_wheels.PRESET)
 
 
 def test_the_language_models_logits_are_those_of_transformers(
     model: MLLM, made: Path, gguf: dict[str, Any]
 ) -> None:
-    text = Tokenizer.from_str(folder.text_tokenizer(made / pretrained.PRESET)).encode(SENTENCE).ids
+    text = (
+        Tokenizer.from_str(folder.text_tokenizer(made / smollm2_wheels.PRESET)).encode(SENTENCE).ids
+    )
     draw = np.random.default_rng(0).integers(17, 49152, len(text))
     tokens = np.array([text, draw])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32).eval()
@@ -86,7 +87,7 @@ def test_the_language_models_logits_are_those_of_transformers(
 
 def test_the_vision_encoders_features_are_those_of_the_onnx_graph(model: MLLM, made: Path) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    graph = onnx.load(made / "wheels" / Path(pretrained.VIT_S.member).name)
+    graph = onnx.load(made / "wheels" / Path(smollm2_wheels.VIT_S.member).name)
     blocks = config().vision.layers
     after = f"/backbone/encoder/layer.{blocks}/norm1/"  # what the next block's norm reads
     name = next(n.input[0] for n in graph.graph.node if n.name == f"{after}ReduceMean")
@@ -120,7 +121,7 @@ STRINGS = (
 
 def test_the_tokenizer_gives_the_ids_of_transformers(made: Path, gguf: dict[str, Any]) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(**gguf)
-    ours = Tokenizer.from_str(folder.text_tokenizer(made / pretrained.PRESET))
+    ours = Tokenizer.from_str(folder.text_tokenizer(made / smollm2_wheels.PRESET))
     assert ours.get_vocab_size() == 49152
 
     def same(text: str) -> None:
@@ -141,13 +142,13 @@ def test_done_again_it_is_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """No import and no download: nothing in the folder changes."""
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     monkeypatch.setattr(sys, "argv", ["pretrained", f"--out={made}"])
-    pretrained.main()
+    smollm2_wheels.main()
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
 def test_the_preset_loads_in_its_own_dtypes(made: Path) -> None:
-    asked = small.wanted(presets.get(pretrained.PRESET).model, made / pretrained.PRESET)
-    loaded = folder.load(made / pretrained.PRESET, asked)
+    asked = small.wanted(presets.get(smollm2_wheels.PRESET).model, made / smollm2_wheels.PRESET)
+    loaded = folder.load(made / smollm2_wheels.PRESET, asked)
     assert loaded["language/blocks/q/kernel"].dtype == jnp.bfloat16
     assert loaded["vision/blocks/scale1"].dtype == jnp.float32
     count = {"language": 134_515_008, "vision": 20_280_192}  # eleven of the ViT's twelve blocks

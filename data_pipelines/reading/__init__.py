@@ -1,0 +1,1 @@
+"""Reading RLDS datasets as batches through tf.data."""

@@ -1,0 +1,1 @@
+"""Checkpoints: the steps of a run, and its frozen arrays."""

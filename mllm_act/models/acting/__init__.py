@@ -1,0 +1,1 @@
+"""Inference: fused matrices and decode kernels."""

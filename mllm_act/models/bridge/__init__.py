@@ -1,0 +1,1 @@
+"""The bridge between vision encoder and language model, one part per file."""

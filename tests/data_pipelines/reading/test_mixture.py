@@ -1,0 +1,171 @@
+"""Mixtures: what a batch holds of each dataset, and their batches side by side."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from data_pipelines.reading.mixture import MixedBatches, shares
+from data_pipelines.reading.pipeline import TrainBatches
+from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.tensorflow_cpu import tf
+from mllm_act.errors import UserError
+from tests.data_pipelines import tiny_rlds
+
+ACTIONS = {"arm": 4, "hand": 7}
+
+weights_of = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), st.floats(1e-3, 1e3), min_size=1, max_size=6
+)
+
+
+@given(weights_of, st.integers(1, 40), st.integers(1, 8))
+def test_shares_are_positive_multiples_in_order_of_weight(
+    weights: dict[str, float], units: int, multiple: int
+) -> None:
+    assume(units >= len(weights))
+    found = shares(weights, units * multiple, multiple)
+    assert list(found) == list(weights) and sum(found.values()) == units * multiple
+    assert all(share > 0 and share % multiple == 0 for share in found.values())
+    for a in weights:
+        for b in weights:
+            assert weights[a] <= weights[b] or found[a] >= found[b]
+
+
+@given(weights_of, st.integers(1, 40), st.integers(1, 8))
+def test_shares_are_proportional_within_one_multiple(
+    weights: dict[str, float], units: int, multiple: int
+) -> None:
+    """The exact parts are c * weight, one multiple where that is less; c by bisection."""
+    assume(units >= len(weights))
+    found = shares(weights, units * multiple, multiple)
+    low, high = 0.0, units / min(weights.values())
+    for _ in range(200):
+        c = (low + high) / 2
+        above = sum(max(1.0, c * weight) for weight in weights.values()) > units
+        low, high = (low, c) if above else (c, high)
+    for name, weight in weights.items():
+        assert abs(found[name] / multiple - max(1.0, low * weight)) < 1 + 1e-6
+
+
+@given(weights_of, st.integers(1, 8), st.randoms())
+def test_shares_do_not_depend_on_the_order(
+    weights: dict[str, float], multiple: int, random: Any
+) -> None:
+    names = list(weights)
+    random.shuffle(names)
+    again = shares({name: weights[name] for name in names}, 16 * multiple, multiple)
+    assert again == shares(weights, 16 * multiple, multiple)
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch_size", "multiple", "expected"),
+    [
+        ({"a": 1, "b": 1}, 8, 1, {"a": 4, "b": 4}),
+        ({"a": 0.1, "b": 0.3}, 8, 2, {"a": 2, "b": 6}),
+        ({"a": 1, "b": 1, "c": 1}, 8, 1, {"a": 3, "b": 3, "c": 2}),
+        ({"a": 1000, "b": 1, "c": 1}, 32, 4, {"a": 24, "b": 4, "c": 4}),
+        ({"a": 1e300, "b": 1e-300}, 2, 1, {"a": 1, "b": 1}),
+        ({"a": 2.5}, 6, 3, {"a": 6}),
+    ],
+)
+def test_shares_by_hand(
+    weights: dict[str, float], batch_size: int, multiple: int, expected: dict[str, int]
+) -> None:
+    assert shares(weights, batch_size, multiple) == expected
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, None, "much", True])
+def test_weight_that_is_none(weight: Any) -> None:
+    with pytest.raises(UserError, match=r"config\.mixture\.hand\.weight: expected .* above 0"):
+        shares({"arm": 1.0, "hand": weight}, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "batch_size", "multiple", "mend"),
+    [("abc", 8, 4, "pass 12"), ("ab", 10, 4, "pass 12"), ("ab", 0, 1, "pass 2"), ("", 0, 4, "")],
+)
+def test_batch_too_small_or_uneven(names: str, batch_size: int, multiple: int, mend: str) -> None:
+    with pytest.raises(UserError, match=f"config.data.batch_size: .* {mend}"):
+        shares(dict.fromkeys(names, 1.0), batch_size, multiple)
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rlds")
+    lengths = {"arm": [[4, 1], [7, 3]], "hand": [[2, 5]]}
+    return {
+        name: tiny_rlds.write_lengths(folder / name, lengths[name], action_dim=dimensions)
+        for name, dimensions in ACTIONS.items()
+    }
+
+
+def part(directory: Path, **changes: Any) -> TrainBatches:
+    more = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_mb": 1, **changes}
+    return TrainBatches(open_dataset(directory), "train", **more)
+
+
+def mixed(directories: dict[str, Path]) -> MixedBatches:
+    arm, hand = part(directories["arm"], chunk=2), part(directories["hand"], batch_size=2)
+    return MixedBatches({"arm": arm, "hand": hand})
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return all(tf.nest.flatten(tf.nest.map_structure(np.array_equal, left, right)))
+
+
+def test_each_keeps_its_own_order_sizes_and_chunk(directories: dict[str, Path]) -> None:
+    batches = mixed(directories)
+    alone = {
+        "arm": part(directories["arm"], chunk=2),
+        "hand": part(directories["hand"], batch_size=2),
+    }
+    for _ in range(6):
+        batch = next(batches)
+        assert batch["arm"]["action"].shape == (4, 3, 2 * 4)
+        assert batch["hand"]["action"].shape == (2, 3, 7)
+        assert same(batch, {name: next(one) for name, one in alone.items()})
+    assert batches.host_memory_mb == sum(one.host_memory_mb for one in alone.values())
+
+
+@pytest.mark.parametrize("taken", [0, 1, 6])  # 6 batches are past an epoch's end of either
+def test_restored_mixture_continues_bit_for_bit(directories: dict[str, Path], taken: int) -> None:
+    whole = mixed(directories)
+    for _ in range(taken):
+        next(whole)
+    state = json.loads(json.dumps(whole.state()))
+    resumed = mixed(directories)
+    resumed.restore(state)
+    assert resumed.state() == state
+    for _ in range(4):
+        assert same(next(whole), next(resumed))
+        assert whole.state() == resumed.state()
+
+
+def test_restore_rejects_other_datasets(directories: dict[str, Path]) -> None:
+    state = mixed(directories).state()
+    with pytest.raises(UserError, match="state: expected the datasets arm, hand .* found arm;"):
+        MixedBatches({"arm": part(directories["arm"])}).restore(state)
+    with pytest.raises(UserError, match="expected the datasets .*fingerprint.* found arm, hand;"):
+        mixed(directories).restore(state["arm"])  # of a run without a mixture
+    swapped = {"arm": state["hand"], "hand": state["arm"]}
+    with pytest.raises(UserError, match="^arm: data iterator state: fingerprint: expected"):
+        mixed(directories).restore(swapped)
+
+
+def test_mixture_of_nothing() -> None:
+    with pytest.raises(UserError, match="config.mixture: expected at least one dataset"):
+        MixedBatches({})
+
+
+def test_more_memory_than_the_host_has(directories: dict[str, Path]) -> None:
+    """Each of them fits, all together do not."""
+    one = part(directories["hand"])
+    one.host_memory_mb = 10**9
+    with pytest.raises(UserError, match="expected at most the host's"):
+        MixedBatches({"arm": part(directories["arm"]), "hand": one})

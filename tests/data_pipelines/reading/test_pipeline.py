@@ -1,0 +1,291 @@
+"""The pipeline on real TFDS files: complete, disjoint, restorable, and clear about bad input."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.reading.pipeline import EvalBatches, TrainBatches, window_index
+from data_pipelines.reading.records import payload_checksums
+from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.tensorflow_cpu import tf
+from mllm_act.errors import UserError
+from tests.data_pipelines import tiny_rlds
+
+LENGTHS = [[4, 1], [7, 3], [5], [2, 8, 6]]  # 4 files; 36 steps
+STEPS = sum(map(sum, LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_rlds.write_lengths(tmp_path_factory.mktemp("rlds") / "tiny", LENGTHS)
+
+
+def train(directory: Path, **changes: Any) -> TrainBatches:
+    settings = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_mb": 1, **changes}
+    return TrainBatches(open_dataset(directory), "train", **settings)
+
+
+def steps(batch: dict[str, Any]) -> list[tuple[int, int]]:
+    """The (episode, step) of each place that counts, as tiny_rlds wrote them."""
+    return [tuple(place) for place in batch["proprio"][batch["mask"]][:, :2].astype(int).tolist()]
+
+
+def one_epoch(batches: TrainBatches) -> Counter[tuple[int, int]]:
+    """Reads windows one by one (batch_size 1) until the first of the next epoch."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for batch in batches:
+        if batches.epoch > 0:
+            return seen
+        seen.update(steps(batch))
+    raise AssertionError("training ends")
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    leaves = tf.nest.map_structure(np.array_equal, left, right)
+    return all(tf.nest.flatten(leaves))
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 20), context=st.integers(1, 8), data=st.data())
+def test_windows_hold_every_step_once_in_order(
+    length: int, context: int, data: st.DataObject
+) -> None:
+    offset = data.draw(st.integers(0, context - 1))
+    index, mask = (array.numpy() for array in window_index(length, tf.constant(offset), context))
+    assert index[mask].tolist() == list(range(length))
+    assert mask[:, 0].all() and (np.diff(mask.astype(int)) <= 0).all()  # padding only at the end
+    assert ((0 <= index) & (index < length)).all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3),
+    context=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_every_step_exactly_once_an_epoch(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], context: int, seed: int
+) -> None:
+    directory = tiny_rlds.write_lengths(tmp_path_factory.mktemp("x") / "tiny", lengths, size=8)
+    seen = one_epoch(train(directory, batch_size=1, context=context, seed=seed))
+    flat = [length for of_file in lengths for length in of_file]
+    assert seen == Counter((e, s) for e, length in enumerate(flat) for s in range(length))
+
+
+def test_batch_is_what_was_stored(directory: Path) -> None:
+    batch = next(train(directory))
+    assert batch["images"]["corner4"].shape == (4, 3, 16, 16, 3)
+    assert batch["images"]["corner4"].dtype == np.uint8
+    assert batch["action"].shape == (4, 3, 4) and batch["action"].dtype == np.float32
+    assert batch["mask"].dtype == np.bool_
+    for row in range(4):
+        for place in np.flatnonzero(batch["mask"][row]):
+            episode, step = batch["proprio"][row, place, :2].astype(int)
+            written = tiny_rlds.episode(episode, 9)["steps"][step]
+            np.testing.assert_array_equal(batch["action"][row, place], written["action"])
+            picture = written["observation"]["image"]["corner4"]
+            jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(picture, quality=95))
+            np.testing.assert_array_equal(batch["images"]["corner4"][row, place], jpeg)
+            assert batch["task"][row] == f"task-{episode % 2}".encode()
+            assert batch["instruction"][row] == f"do task {episode % 2}".encode()
+
+
+def test_padding_is_zero(directory: Path) -> None:
+    for batch in EvalBatches(open_dataset(directory), "train", batch_size=4, context=3):
+        for values in (batch["action"], batch["proprio"], batch["images"]["corner4"]):
+            assert not values[~batch["mask"]].any()
+
+
+def chunks_written(episode: int, length: int, chunk: int) -> np.ndarray:
+    """[length, chunk, A] of an episode as tiny_rlds wrote it, its last action repeated."""
+    stored = [step["action"] for step in tiny_rlds.episode(episode, length)["steps"]]
+    ahead = stored + [stored[-1]] * chunk
+    return np.array([ahead[step : step + chunk] for step in range(length)])
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 9])  # longer than a window; longer than any episode
+def test_chunks_are_the_whole_episodes(directory: Path, chunk: int) -> None:
+    """Training cuts windows at random offsets: a step's chunk is the same wherever they cut."""
+    flat = [length for of_file in LENGTHS for length in of_file]
+    written = [chunks_written(episode, length, chunk) for episode, length in enumerate(flat)]
+    batches = train(directory, chunk=chunk)
+    every_step = EvalBatches(open_dataset(directory), "train", batch_size=4, context=3, chunk=chunk)
+    for batch in [*(next(batches) for _ in range(12)), *every_step]:
+        assert batch["action"].shape == (4, 3, chunk * 4) and batch["action"].dtype == np.float32
+        assert not batch["action"][~batch["mask"]].any()
+        found = batch["action"][batch["mask"]].reshape(-1, chunk, 4)
+        for (episode, step), one in zip(steps(batch), found, strict=True):
+            np.testing.assert_array_equal(one, written[episode][step])
+
+
+def test_chunks_change_nothing_else(directory: Path) -> None:
+    """Their first action is the action itself, and the order is that without chunks."""
+    plain, one, some = (train(directory, **more) for more in ({}, {"chunk": 1}, {"chunk": 3}))
+    for _ in range(12):
+        expected, found = next(plain), next(some)
+        assert same(expected, next(one))
+        assert same(expected, {**found, "action": found["action"][..., :4]})
+    state = some.state()
+    assert plain.state() == one.state() == {**state, "chunk": 1}
+
+
+def test_chunks_count_as_memory(directory: Path) -> None:
+    one, many = train(directory), train(directory, chunk=1000)
+    assert many.shuffle_windows < one.shuffle_windows / 10
+    assert many.host_memory_mb > one.host_memory_mb
+
+
+@pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
+def test_chunk_without_an_action(directory: Path, kind: type) -> None:
+    more = {"seed": 0} if kind is TrainBatches else {}
+    with pytest.raises(UserError, match="config.chunk: expected at least 1.*found 0"):
+        kind(open_dataset(directory), "train", batch_size=4, context=3, chunk=0, **more)
+
+
+def test_order_follows_the_seed(directory: Path) -> None:
+    def first_epoch(seed: int) -> list[tuple[int, int]]:
+        batches = train(directory, seed=seed)
+        return [place for _ in range(4) for place in steps(next(batches))]
+
+    assert first_epoch(1) == first_epoch(1)
+    assert first_epoch(1) != first_epoch(2)
+
+
+def test_epochs_differ(directory: Path) -> None:
+    batches = train(directory, batch_size=1)
+    epochs: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    for batch in batches:
+        if batches.epoch > 1:
+            break
+        epochs[batches.epoch] += steps(batch)
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_processes_read_disjoint_files_that_are_all(directory: Path, count: int) -> None:
+    shares = [
+        one_epoch(train(directory, batch_size=1, process_index=index, process_count=count))
+        for index in range(count)
+    ]
+    assert all(shares)
+    assert sum(shares, Counter()) == Counter(
+        (episode, step)
+        for episode, length in enumerate(n for of_file in LENGTHS for n in of_file)
+        for step in range(length)
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("taken", [0, 2, 5, 11])  # 11 batches of 4 windows are past an epoch's end
+def test_restored_iterator_continues_bit_for_bit(directory: Path, taken: int, chunk: int) -> None:
+    whole = train(directory, chunk=chunk)
+    for _ in range(taken):
+        next(whole)
+    state = json.loads(json.dumps(whole.state()))
+    assert len(json.dumps(state)) < 500
+    resumed = train(directory, chunk=chunk)
+    resumed.restore(state)
+    assert resumed.state() == state
+    for _ in range(8):
+        assert same(next(whole), next(resumed))
+        assert whole.state() == resumed.state()
+
+
+def test_restore_in_another_process_is_the_same(directory: Path) -> None:
+    batches = train(directory)
+    next(batches)
+    program = (
+        "import json, sys; from data_pipelines.reading.pipeline import TrainBatches\n"
+        "from data_pipelines.reading.rlds import open_dataset\n"
+        "b = TrainBatches(open_dataset(sys.argv[1]), 'train', batch_size=4, context=3, seed=0,"
+        " shuffle_mb=1)\n"
+        "b.restore(json.loads(sys.argv[2]))\n"
+        "sys.stdout.buffer.write(b''.join(next(b)['images']['corner4'].tobytes() for _ in 'ab'))"
+    )
+    command = [sys.executable, "-c", program, str(directory), json.dumps(batches.state())]
+    out = subprocess.run(command, capture_output=True, check=True).stdout
+    assert out == b"".join(next(batches)["images"]["corner4"].tobytes() for _ in "ab")
+
+
+def test_a_state_of_before_there_were_chunks(directory: Path) -> None:
+    batches = train(directory)
+    next(batches)
+    state = {key: value for key, value in batches.state().items() if key != "chunk"}
+    resumed = train(directory)
+    resumed.restore(state)
+    assert same(next(resumed), next(batches))
+    with pytest.raises(UserError, match="chunk: expected 1 .* found 2"):
+        train(directory, chunk=2).restore(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"context": 2}, "context"),
+        ({"chunk": 2}, "chunk"),
+        ({}, "fingerprint"),
+    ],
+)
+def test_restore_rejects_another_order(
+    directory: Path, tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    state = train(directory).state()
+    other = directory if change else tiny_rlds.write_lengths(tmp_path / "tiny", [[4, 2], [7]])
+    with pytest.raises(UserError, match=f"{key}: expected .* found"):
+        train(other, **change).restore(state)
+
+
+def test_a_sample_of_windows_is_spread_over_the_whole_split(directory: Path) -> None:
+    """Some of every episode of the split, and no more batches than asked for."""
+    dataset = open_dataset(directory)
+    whole = EvalBatches(dataset, "train", batch_size=1, context=1)
+    sample = EvalBatches(dataset, "train", batch_size=1, context=1, windows=len(whole) // 3)
+    everything, found = ([tuple(steps(batch)) for batch in b] for b in (whole, sample))
+    assert found == everything[::3] and len(sample) == len(found)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_evaluation_is_one_pass_of_equally_many_batches(directory: Path, count: int) -> None:
+    seen: Counter[tuple[int, int]] = Counter()
+    numbers = set()
+    for index in range(count):
+        batches = EvalBatches(
+            open_dataset(directory),
+            "train",
+            batch_size=4,
+            context=3,
+            process_index=index,
+            process_count=count,
+        )
+        once, again = list(batches), list(batches)
+        assert len(once) == len(batches) and all(map(same, once, again))
+        numbers.add(len(once))
+        for batch in once:
+            assert batch["mask"].shape == (4, 3)
+            seen.update(steps(batch))
+    assert len(numbers) == 1
+    assert sum(seen.values()) == STEPS and set(seen.values()) == {1}
+
+
+def test_shuffle_buffer_holds_the_megabytes_stated(directory: Path) -> None:
+    small, large = train(directory, shuffle_mb=1), train(directory, shuffle_mb=50)
+    assert large.shuffle_windows == pytest.approx(50 * small.shuffle_windows, rel=0.02)
+    assert large.host_memory_mb - small.host_memory_mb == 49
+
+
+def test_record_walk_reads_the_stored_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "x.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for payload in (b"one", b"", b"three" * 100):
+            writer.write(payload)
+    assert len(payload_checksums(path)) == 3

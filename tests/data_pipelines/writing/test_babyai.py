@@ -1,0 +1,118 @@
+"""BabyAI demonstrations, generated with the real simulator and read by the pipeline."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.generate import generate
+from data_pipelines.reading.episodes import read_episodes
+from data_pipelines.reading.rlds import Dataset, open_dataset
+from data_pipelines.reading.statistics import statistics
+from data_pipelines.writing import recording
+from mllm_act import envs
+from mllm_act.envs.babyai import expert
+from mllm_act.errors import UserError
+
+ARGUMENTS: dict[str, Any] = {"env": "babyai", "tasks": "all", "episodes": 3, "seed": 5}
+SPEC = envs.spec("babyai")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("generate") / "data"
+    generate(**ARGUMENTS, out=out, workers=2)
+    return open_dataset(out)
+
+
+def episodes(dataset: Dataset) -> list[dict[str, Any]]:
+    return [
+        episode
+        for split in ("train", "val")
+        for _, episode in read_episodes(dataset, dataset.split(split))
+    ]
+
+
+def test_the_layout_is_the_one_of_every_dataset_with_an_index_as_action(dataset: Dataset) -> None:
+    assert dataset.name == "babyai"
+    assert dataset.action_dim == 1 and dataset.proprio_dim == 1
+    assert dataset.image_shapes == {"top": (200, 200, 3)}
+    assert dataset.metadata["choices"] == list(SPEC.choices)
+    assert {name: sum(split.episodes) for name, split in dataset.splits.items()} == {
+        "train": 10,
+        "val": 5,
+    }
+
+
+def test_episodes_replay_in_the_simulator_to_their_very_end(dataset: Dataset) -> None:
+    env = envs.make("babyai")
+    found = episodes(dataset)
+    assert len(found) == 15
+    for episode in found:
+        task, length = episode["task"].decode(), len(episode["action"])
+        assert episode["configuration"] == episode["episode"] < 3
+        seed = recording.attempt_seed(ARGUMENTS["seed"], task, int(episode["episode"]), 0)
+        observation = env.reset(task, int(episode["configuration"]), seed)
+        assert {text.decode() for text in episode["instruction"]} == {
+            str(observation["instruction"])
+        }
+        for step in range(length):
+            pixels = np.asarray(Image.open(io.BytesIO(episode["images"]["top"][step])), int)
+            assert abs(pixels - observation["images"]["top"]).mean() < 3  # JPEG
+            np.testing.assert_array_equal(episode["action"][step], env.expert_action())
+            assert episode["action"][step, 0] in range(6)  # no noise on an index
+            observation, _, success = env.step(episode["action"][step])
+            assert success == (step == length - 1)
+
+
+def test_statistics_know_the_sentences_of_all_episodes(dataset: Dataset) -> None:
+    found = statistics(dataset)
+    said = {str(text.decode()) for e in episodes(dataset)[:10] for text in e["instruction"]}
+    assert set(found.instructions) == said and len(said) > 5
+    assert found.tasks == tuple(sorted(envs.instructions("babyai")))
+    assert found.proprio.min == found.proprio.max == (0.0,)
+
+
+def test_another_seed_gives_other_episodes_and_workers_change_nothing(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    generate(**ARGUMENTS, out=tmp_path / "same", workers=1)
+    again = contents(tmp_path / "same")
+    written = contents(dataset.directory)
+    assert again == {name: written[name] for name in again}
+    other = {**ARGUMENTS, "tasks": "goto", "seed": 6}
+    generate(**other, out=tmp_path / "other", workers=1)
+    here, there = ({e["images"]["top"][0] for e in episodes(d)}
+                   for d in (dataset, open_dataset(tmp_path / "other")))  # fmt: skip
+    assert not here & there
+
+
+def test_what_the_expert_cannot_solve_is_counted_and_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = recording.serve("babyai", 0)
+    record(("goto", 0, str(tmp_path / "solved.npz")))
+    solved = recording.summary(tmp_path / "solved.npz")
+    assert solved["success"] and solved["attempts"] == 1
+    assert solved["frames_drawn"] == solved["steps"] > 0
+    monkeypatch.setattr(expert, "ROUNDS", 1)  # no plan is made in so few
+    record(("goto", 0, str(tmp_path / "failed.npz")))
+    failed = recording.summary(tmp_path / "failed.npz")
+    assert failed == {
+        "success": False,
+        "attempts": recording.MAX_ATTEMPTS,
+        "steps": 0,
+        "frames_drawn": 0,
+    }
+
+
+def test_a_folder_of_another_environment_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match="made with env=babyai, asked for metaworld"):
+        generate("metaworld", "reach-v3", 3, dataset.directory, workers=1, seed=5)

@@ -1,0 +1,71 @@
+"""What a config says of the model goes into the preset's sizes, and a description survives JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections.config_dict import ConfigDict
+
+from mllm_act import config as configuration
+from mllm_act.errors import UserError
+from mllm_act.models import presets
+from mllm_act.policy import network as networks
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(variant: str, **overrides: Any) -> ConfigDict:
+    config = configuration.load(f"{ROOT / 'configs/policy/metaworld.py'}:{variant}")
+    for key, value in overrides.items():
+        node, _, name = key.replace("__", ".").rpartition(".")
+        (config[node] if node else config)[name] = value
+    return config
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_what_is_left_open_is_the_presets(preset: str) -> None:
+    model = presets.get(preset).model
+    assert networks.configure(model, load(f"rvq,preset={preset}")) == model
+
+
+def test_what_is_given_replaces_the_presets() -> None:
+    model = presets.get("smollm2_vit_s").model
+    config = load(
+        "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", weight_dtype="float8", remat="full",
+        history="observations_and_actions", lora__rank=8, lora__dropout=0.0,
+    )  # fmt: skip
+    found = networks.configure(model, config)
+    assert found.bridge == ("projector", "perceiver") and found.weight_dtype == "float8"
+    assert found.remat == "full" and found.history == "observations_and_actions"
+    lora = found.language.lora
+    assert lora is not None
+    assert (lora.targets, lora.rank, lora.alpha, lora.dropout) == ("q|k|v", 8, 32.0, 0.0)
+
+
+def test_pretrained_presets_start_from_their_folder_with_the_papers_settings() -> None:
+    config = load("rvq,preset=smollm2_vit_s")
+    assert config.pretrained == "pretrained/smollm2_vit_s"
+    assert (config.optimizer.learning_rate, config.optimizer.warmup) == (3e-4, 0.1)
+    lora = presets.get("smollm2_vit_s").model.language.lora
+    assert lora is not None
+    assert (lora.targets, lora.rank, lora.alpha, lora.dropout) == ("q|k|v", 128, 32.0, 0.1)
+    assert load("rvq").pretrained == ""
+
+
+def test_a_description_survives_json() -> None:
+    preset = presets.get("smollm2_vit_s")
+    bodies = {
+        "arm": networks.Embodiment("uniform", ("front", "wrist"), 3, 8, 64, 16, None),
+        "maze": networks.Embodiment(
+            "lang", ("top",), 32, 1, 64, 16, None, ("left", "pick up"), ((5,), (6, 7)), end=9
+        ),
+    }
+    description = networks.Description("smollm2_vit_s", preset.model, preset.trained, bodies)
+    text = json.dumps(dataclasses.asdict(description))
+    assert networks.Description.from_dict(json.loads(text)) == description
+    values = json.loads(text)
+    del values["model"]
+    with pytest.raises(UserError, match="network: expected the description"):
+        networks.Description.from_dict(values)
