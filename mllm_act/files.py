@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all: written beside their place, then renamed into it.
+
+A process that is killed leaves a ``.partial-*`` file or folder behind and never half a file under the real name. What is
+published has the permissions of the umask, so that other users of a shared folder can read it.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; it becomes ``path``, replacing what is there, if the block ends without an error."""
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; it becomes ``path``, which must not exist, if the block ends without an error."""
+    partial = _partial(path)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain JSON types, indented, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that have the same keys under a header of these, whole or not at all."""
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(
+        f".partial-{os.getpid()}-{path.name}"
+    )  # the suffix stays: writers go by it
