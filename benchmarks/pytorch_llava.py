@@ -1,19 +1,19 @@
-"""LLaVA-1.5-7B in PyTorch at the shapes of `python -m mllm_act.bench`: the other side of the comparison.
+"""Times LLaVA-1.5-7B in PyTorch at the shapes of ``python -m mllm_act.bench``, for comparison.
 
     python benchmarks/pytorch_llava.py --case=train_paper --case=act_3            # one GPU with 100 GiB
     python benchmarks/pytorch_llava.py --case=train_paper --compile
-    python benchmarks/pytorch_llava.py --tiny                                     # any machine: does it run
+    python benchmarks/pytorch_llava.py --tiny                                     # any machine; tests that it runs
 
-Prints a JSON line a case. The model is made of the classes that Transformers' LlavaForConditionalGeneration is made of
-(CLIPVisionModel, LlamaForCausalLM), with SDPA attention and PEFT's LoRA (rank 128, alpha 32, dropout 0.1), at real
-shapes with random bfloat16 weights made on the device: nothing is downloaded. Choices in favour of PyTorch:
+Prints one JSON line per case. The model consists of the classes in Transformers' LlavaForConditionalGeneration
+(CLIPVisionModel, LlamaForCausalLM), with SDPA attention and PEFT's LoRA (rank 128, alpha 32, dropout 0.1). It has the
+real shapes and random bfloat16 weights, made on the device; nothing is downloaded. Choices in favour of PyTorch:
 
-* CLIP's last layer, whose output LLaVA drops, is left out; features are computed without gradients.
-* Logits are computed where a token is supervised, and over 512 action tokens alone, as adapters do.
-* No padding, so no mask: SDPA takes its fastest causal kernel. AdamW is PyTorch's fused one.
+* CLIP's last layer, whose output LLaVA does not use, is left out; features are computed without gradients.
+* Logits are computed for supervised tokens only, and over the 512 action tokens only, as adapters do.
+* There is no padding and no mask, so SDPA uses its fastest causal kernel. AdamW is PyTorch's fused version.
 
-Trained are LoRA's factors, the bridge and the action tokens' embedding and head: in float32, multiplied in bfloat16
-under autocast, as Transformers' Trainer does with ``bf16=True`` (``--trained=bfloat16`` holds them in bfloat16).
+LoRA's factors, the bridge and the action tokens' embedding and head are trained. They are float32, multiplied in
+bfloat16 under autocast, as in Transformers' Trainer with ``bf16=True`` (``--trained=bfloat16``: bfloat16).
 
 | case | batch | prompt | images | decoded or supervised | LoRA |
 |---|---|---|---|---|---|
@@ -21,14 +21,14 @@ under autocast, as Transformers' Trainer does with ``bf16=True`` (``--trained=bf
 | train_llava576 | 16 | 64 tokens | 1 of 576 tokens (LLaVA's projector) | 2 action tokens | all 7 matrices |
 | act_3, act_12 | 1 | 64 tokens | 3, 12, of 4 latents each, one of them new | 2 action tokens | merged |
 
-A sample has one supervised action, that of its newest step: a plain causal mask would let later steps see the action
-tokens of earlier ones. Acting keeps past images' latents, encodes the new image, prefills, and decodes with
-Transformers' cache, greedily.
+A sample has one supervised action, that of the newest step: with a plain causal mask, later steps would see the action
+tokens of earlier ones. Acting reuses the latents of past images, encodes the new image, prefills, and decodes greedily
+with Transformers' cache.
 
-Figures: ``step_ms`` is the median over steps, by CUDA events. ``tflops`` is TFLOP/s, counted as in
-mllm_act/bench/flops.py: 2 FLOP a multiply-add; a frozen matrix counts forward and input gradient (twice forward), a
-trained one weight gradient too (3 times); attention's two products count as all queries by all keys, 3 times forward
-in training; the vision encoder counts forward alone. Element-wise work and the embedding look-up do not count.
+``step_ms`` is the median over steps, by CUDA events. ``tflops`` is TFLOP/s, counted as in mllm_act/bench/flops.py: 2
+FLOP per multiply-add; forward and input gradient for a frozen matrix (twice forward), and the weight gradient for a
+trained one (3 times); attention's two products of all queries with all keys, 3 times forward in training; the vision
+encoder's forward only. Element-wise operations and the embedding look-up are not counted.
 """
 
 import argparse
@@ -55,7 +55,7 @@ ALL = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is run: ``lora`` names the adapted matrices, none of them when acting."""
+    """The shapes of a case; ``lora`` names the adapted matrices (none: the case acts)."""
 
     batch: int
     images: int
@@ -103,7 +103,7 @@ TINY = Sizes(
 
 
 class PerceiverLayer(nn.Module):
-    """Latents attend to features and to each other, then pass an MLP; see mllm_act/models/bridge/perceiver.py."""
+    """Latents attend to features and to each other, then an MLP; see mllm_act/models/bridge/perceiver.py."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -122,14 +122,14 @@ class PerceiverLayer(nn.Module):
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in (self.q(query), self.k(source), self.v(source))
         )
-        seen = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        latents = latents + self.o(seen)
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        latents = latents + self.o(attended)
         hidden = functional.gelu(self.up(self.norm_mlp(latents)), approximate="tanh")
         return latents + self.down(hidden)
 
 
 class Perceiver(nn.Module):
-    """Features [B, N, F] of an image to 4 embeddings [B, 4, D] in two layers."""
+    """Maps the features [B, N, F] of an image to 4 embeddings [B, 4, D], in two layers."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Policy(nn.Module):
         self.head = nn.Linear(sizes.width, ACTION_TOKENS, bias=False)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, T, 3, H, W] to latents [B, T * L, D]."""
+        """Returns the latents [B, T * L, D] of images [B, T, 3, H, W]."""
         with torch.no_grad():
             features = self.vision(images.flatten(0, 1)).last_hidden_state[:, 1:]
         return self.bridge(features).reshape(len(images), -1, self.language.config.hidden_size)
@@ -181,7 +181,7 @@ class Policy(nn.Module):
         return functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
     def act(self, prompt: Tensor, image: Tensor, past: Tensor, steps: int) -> Tensor:
-        """Decodes action tokens [B, steps] greedily; ``past`` holds the latents of the images before ``image``."""
+        """Decodes action tokens [B, steps] greedily; ``past`` are the latents of earlier images."""
         x = torch.cat([self.language.model.embed_tokens(prompt), past, self.encode(image)], dim=1)
         tokens, cache = [], None
         for _ in range(steps):
@@ -204,20 +204,20 @@ def build(sizes: Sizes, device: str) -> tuple[nn.Module, LlamaForCausalLM]:
         num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.heads,
         rms_norm_eps=1e-5, attn_implementation="sdpa",
     )  # fmt: skip
-    before = torch.get_default_dtype()
+    default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
             vision, language = CLIPVisionModel(clip), LlamaForCausalLM(llama)
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
     for model in (vision, language):
         model.eval().requires_grad_(False)
     return vision, language
 
 
 def flop(case: Case, sizes: Sizes) -> float:
-    """FLOP of one step; see the module's docstring."""
+    """Returns the FLOP of one step; see the module's docstring."""
     d, f, v, p = sizes.width, sizes.mlp_width, sizes.vision_width, sizes.patches
     shapes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (d, d))
     shapes |= {"gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
@@ -250,14 +250,14 @@ def inputs(case: Case, sizes: Sizes, device: str) -> tuple[Tensor, Tensor, Tenso
     return prompt, images, tokens
 
 
-def train_step(policy: Policy, case: Case, sizes: Sizes, device: str, fast: bool) -> Callable:
+def train_step(policy: Policy, case: Case, sizes: Sizes, device: str, compiled: bool) -> Callable:
     """Returns a function that makes one update."""
     prompt, images, tokens = inputs(case, sizes, device)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01, fused=device == "cuda")
     policy.train()
     policy.vision.eval()
-    loss_of = torch.compile(policy, dynamic=False) if fast else policy
+    loss_of = torch.compile(policy, dynamic=False) if compiled else policy
 
     def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -271,13 +271,13 @@ def train_step(policy: Policy, case: Case, sizes: Sizes, device: str, fast: bool
     return step
 
 
-def act_step(policy: Policy, case: Case, sizes: Sizes, device: str, fast: bool) -> Callable:
+def act_step(policy: Policy, case: Case, sizes: Sizes, device: str, compiled: bool) -> Callable:
     """Returns a function that decides one action."""
     prompt, image, _ = inputs(case, sizes, device)
     policy.eval().to(torch.bfloat16)
     kept = sizes.latents * (case.images - 1)
     past = torch.randn(case.batch, kept, sizes.width, device=device, dtype=torch.bfloat16)
-    decide = torch.compile(policy.act, mode="reduce-overhead") if fast else policy.act
+    decide = torch.compile(policy.act, mode="reduce-overhead") if compiled else policy.act
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -312,12 +312,12 @@ def measure(step: Callable[[], Tensor], warmup: int, steps: int, device: str) ->
 def run_case(
     name: str, vision: nn.Module, language: LlamaForCausalLM, sizes: Sizes, device: str, args: Any
 ) -> dict[str, Any]:
-    """Measures one case and returns its line."""
+    """Times one case and returns its figures."""
     case = CASES[name]
-    held = getattr(torch, args.trained)
+    trained_dtype = getattr(torch, args.trained)
     adapted = None
     with torch.device(device):
-        if case.lora:  # the factors go into the language model's own layers
+        if case.lora:  # puts the factors into the language model's layers
             settings = peft.LoraConfig(
                 r=sizes.rank, lora_alpha=32, lora_dropout=0.1, target_modules=list(case.lora)
             )
@@ -327,7 +327,7 @@ def run_case(
         trained = "lora_" in path or not path.startswith(("vision.", "language."))
         parameter.requires_grad_(trained and bool(case.lora))
         if trained:
-            parameter.data = parameter.data.to(held)
+            parameter.data = parameter.data.to(trained_dtype)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     make = train_step if case.lora else act_step
@@ -346,7 +346,7 @@ def run_case(
         "tiny": args.tiny,
     }  # fmt: skip
     if adapted is not None:
-        adapted.unload()  # the language model as it was
+        adapted.unload()  # restores the language model
     return line
 
 
@@ -358,10 +358,15 @@ def main() -> None:
     add = parser.add_argument
     add("--case", action="append", choices=list(CASES), help="repeatable (default: all)")
     add("--compile", action="store_true", help="torch.compile the step")
-    add("--steps", type=int, default=10, help="measured (default: 10)")
-    add("--warmup", type=int, default=3, help="before them (default: 3)")
-    add("--trained", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    add("--tiny", action="store_true", help="small sizes: whether it runs, not how fast")
+    add("--steps", type=int, default=10, help="timed steps (default: 10)")
+    add("--warmup", type=int, default=3, help="untimed steps before them (default: 3)")
+    add(
+        "--trained",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the trained parameters (default: float32)",
+    )
+    add("--tiny", action="store_true", help="small sizes, to test that it runs")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = TINY if args.tiny else Sizes()
@@ -369,7 +374,7 @@ def main() -> None:
     vision, language = build(sizes, device)
     for name in args.case or CASES:
         print(json.dumps(run_case(name, vision, language, sizes, device, args)), flush=True)
-        gc.collect()  # the last case's optimizer and activations
+        gc.collect()  # frees the previous case's optimizer and activations
         torch.compiler.reset()
 
 

@@ -1,13 +1,13 @@
-"""What the token filter costs, beside the decode step it filters.
+"""The cost of the token filter, compared with the decode step that it filters.
 
     python benchmarks/token_filter.py                  # the tiny preset's language model, BabyAI's 6 actions
-    python benchmarks/token_filter.py --actions=70     # as many as LangR has, of up to 4 tokens
+    python benchmarks/token_filter.py --actions=70     # as many as LangR has, up to 4 tokens each
 
-A decode step is one token through the language model with a cache of 100 positions, and the rows of the head that some
-action uses. With the filter, logits are masked by the trie's node, the node moves on, and so does the next token's
-embedding. Both run 200 steps in one compiled loop, each step's input the one before's choice, so that neither the start
-of a program nor the host is in the figure; the two alternate, and the median of ``--pairs`` is taken. The filter alone
-runs in a loop of its own too: its time over the step's is the share to look at where the difference drowns in noise.
+A decode step runs one token through the language model with a cache of 100 positions, and the rows of the head that
+the actions use. With the filter, logits are masked by the trie's node, and the chosen token moves the node. Both
+versions run 200 steps in one compiled loop in which each step's input is the previous choice, so dispatch and host time
+are not measured. The two alternate; the result is the median over ``--pairs``. The filter also runs alone: its time
+divided by the step's is the figure to use if the difference is within the noise.
 """
 
 import argparse
@@ -26,32 +26,32 @@ from mllm_act.models import presets
 from mllm_act.models.language import Cache, LanguageModel
 
 STEPS, PAST = 200, 100
-BABYAI = ((5, 0), (6, 0), (7, 0), (8, 0), (9, 0), (10, 11))  # one action is of two tokens
+BABYAI = ((5, 0), (6, 0), (7, 0), (8, 0), (9, 0), (10, 11))  # one action has two tokens
 
 
 def trie_of(actions: int) -> Trie:
-    """Returns BabyAI's shape for 6 actions, else random sequences of 1 to 4 tokens out of 60, filled up with 0."""
+    """Returns BabyAI's trie for 6 actions, else one of random sequences of 1 to 4 tokens out of 60, padded with 0."""
     if actions == 6:
         return Trie(BABYAI)
-    rng, found = np.random.default_rng(0), set[tuple[int, ...]]()
-    while len(found) < actions:
+    rng, sequences = np.random.default_rng(0), set[tuple[int, ...]]()
+    while len(sequences) < actions:
         words = rng.integers(1, 61, rng.integers(1, 5)).tolist()
-        found.add((*words, *[0] * (4 - len(words))))
-    return Trie(tuple(sorted(found)))
+        sequences.add((*words, *[0] * (4 - len(words))))
+    return Trie(tuple(sorted(sequences)))
 
 
 def loop(
     trie: Trie, filtered: bool, language: LanguageModel, cache: Cache, x: jax.Array
 ) -> jax.Array:
-    """Decodes STEPS tokens of one sequence each from the same cache; returns the last choice."""
+    """Decodes STEPS tokens of one sequence, each from the same cache; returns the last choice."""
     head = language.embedding if language.head is None else language.head
     rows, ids = head[...][trie.candidates], jnp.asarray(trie.candidates)
     positions = jnp.full((1, 1), PAST, jnp.int32)
-    seen = jnp.ones((1, 1, PAST + 1), bool)
+    mask = jnp.ones((1, 1, PAST + 1), bool)
 
     def step(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, node, _ = carry
-        hidden, _ = language(x, positions, seen, past=cache)
+        hidden, _ = language(x, positions, mask, past=[cache])
         logits = jnp.matmul(hidden[:, 0], rows.T, preferred_element_type=jnp.float32)
         column = choose(logits, trie.allowed(node)) if filtered else logits.argmax(-1)
         node = trie.step(node, column) if filtered else node
@@ -62,7 +62,7 @@ def loop(
 
 
 def filter_alone(trie: Trie, logits: jax.Array) -> jax.Array:
-    """Chooses STEPS times among the same logits, rolled by the choice so that no step can be left out."""
+    """Chooses STEPS times; each choice changes the logits, so that no step can be optimized away."""
 
     def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         node, logits = carry
@@ -73,7 +73,7 @@ def filter_alone(trie: Trie, logits: jax.Array) -> jax.Array:
 
 
 def microseconds(run: Callable[[], jax.Array]) -> float:
-    """Returns the time of one of a run's STEPS steps."""
+    """Returns the time of one step, in microseconds."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return (time.perf_counter() - start) / STEPS * 1e6

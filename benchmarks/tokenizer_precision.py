@@ -3,17 +3,17 @@
     python benchmarks/tokenizer_precision.py                    # `make parity` first
     python benchmarks/tokenizer_precision.py --seeds=0,1,2 --tuned
 
-On 2 cores: 7 minutes a seed, and once 2 more to generate the actions (kept in the temporary folder).
+On 2 cores: 7 minutes per seed. Generating the actions takes 2 more minutes, once (kept in the temporary folder).
 
-Both train the paper's autoencoder (arXiv 2406.07904) on the same actions in the same order: the
-scripted experts of ML-45, 16 configurations a task for training, the 10 test configurations for the
-error. 400 updates of 512 actions, one process, the same cores, in alternating blocks of 20 updates.
+Both train the paper's autoencoder (arXiv 2406.07904) on the same actions in the same order: scripted experts of ML-45,
+16 configurations of each task for training and the 10 test configurations for the error. Both make 400 updates of 512
+actions in one process on the same cores, in alternating blocks of 20 updates.
 
-The reference has the settings its README recommends (k-means initialisation on the first batch,
-codes with a moving-average use below 2 replaced, rotation trick), PyTorch's fused AdamW, our
-warm-up and cosine, and the best learning rate of 1e-4, 3e-4, 1e-3, 2e-3 on 4 further training
-configurations a task, which also chose ours. ``--tuned`` adds the reference with the settings that
-our own search, not its documentation, found best for it: threshold 0.1 and decay 0.95.
+The reference has the settings that its README recommends (k-means initialisation on the first batch, replacement of
+codes with a moving-average use below 2, rotation trick), PyTorch's fused AdamW, and our warm-up and cosine schedule.
+Its learning rate is the best of 1e-4, 3e-4, 1e-3 and 2e-3 on 4 further training configurations of each task; ours was
+chosen on the same ones. ``--tuned`` adds the reference with the settings that our search found best for it: threshold
+0.1 and decay 0.95.
 """
 
 import argparse
@@ -36,20 +36,21 @@ from vector_quantize_pytorch import ResidualVQ
 from mllm_act import envs
 from mllm_act.action_tokenizer import training
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.config import load
+from mllm_act.config import load_config
 from mllm_act.envs.base import Job
 from mllm_act.envs.workers import EnvPool
+from mllm_act.files import whole_file
 from mllm_act.training import optimizer
 
 BATCH, UPDATES, BLOCK = 512, 400, 20
 TRAIN, TEST = range(16), envs.splits("metaworld")["test"]
-NOISE = 0.1  # of the executed actions, as in demonstrations
+NOISE = 0.1  # standard deviation, added to executed actions as in the demonstrations
 CACHE = Path(tempfile.gettempdir()) / "mllm_act_ml45_expert_actions.npz"
-REFERENCE_RATE = {1: 1e-4, 2: 3e-4}  # by number of codebooks; chosen as the docstring says
+REFERENCE_RATE = {1: 1e-4, 2: 3e-4}  # by number of codebooks; see the docstring
 
 
 def expert_actions() -> dict[str, np.ndarray]:
-    """Actions of successful episodes in the simulator: {'train', 'test'} -> float32[n, 4]."""
+    """Returns the actions of successful episodes by split, ``train`` or ``test``: float32[n, 4]."""
     if CACHE.exists():
         return dict(np.load(CACHE))
     jobs = [
@@ -57,7 +58,7 @@ def expert_actions() -> dict[str, np.ndarray]:
     ]
     episodes: list[list[np.ndarray]] = [[] for _ in jobs]
     success = [False] * len(jobs)
-    noise = [np.random.default_rng([0, number]) for number in range(len(jobs))]
+    noise = [np.random.default_rng([0, index]) for index in range(len(jobs))]
     with EnvPool("metaworld", num_envs=30, num_workers=os.cpu_count() or 1, render=False) as pool:
         waiting, playing = list(range(len(jobs)))[::-1], dict[int, int]()
         bar = tqdm(total=len(jobs), desc="expert actions", unit="episode")
@@ -65,7 +66,7 @@ def expert_actions() -> dict[str, np.ndarray]:
             free = [s for s in range(pool.num_envs) if s not in playing][: len(waiting)]
             if free:
                 started = {slot: waiting.pop() for slot in free}
-                pool.reset(free, [jobs[number] for number in started.values()])
+                pool.reset(free, [jobs[index] for index in started.values()])
                 playing |= started
             slots = sorted(playing)
             actions = pool.expert_actions(slots)
@@ -75,32 +76,31 @@ def expert_actions() -> dict[str, np.ndarray]:
             ]
             _, _, done = pool.step(np.array(noisy, np.float32), slots)
             for slot, action, succeeded in zip(slots, actions, done, strict=True):
-                number = playing[slot]
-                episodes[number].append(action)
-                if succeeded or len(episodes[number]) == pool.spec.horizon:
-                    success[number] = bool(succeeded)
+                index = playing[slot]
+                episodes[index].append(action)
+                if succeeded or len(episodes[index]) == pool.spec.horizon:
+                    success[index] = bool(succeeded)
                     del playing[slot]
                     bar.update()
         bar.close()
     split = {}
-    for name, chosen in (("train", TRAIN), ("test", TEST)):
+    for name, configurations in (("train", TRAIN), ("test", TEST)):
         kept = [
             e
             for e, j, s in zip(episodes, jobs, success, strict=True)
-            if s and j.configuration in chosen
+            if s and j.configuration in configurations
         ]
         split[name] = np.concatenate([np.stack(e) for e in kept]).astype(np.float32)
-    partial = CACHE.with_suffix(".partial.npz")
-    np.savez(partial, **split)
-    os.replace(partial, CACHE)
+    with whole_file(CACHE) as partial:
+        np.savez(partial, **split)
     return split
 
 
 class Ours:
-    """mllm_act's tokenizer with its own config file."""
+    """mllm_act's tokenizer with its shipped config."""
 
     def __init__(self, actions: np.ndarray, quantizers: int, seed: int) -> None:
-        config: ConfigDict = load(
+        config: ConfigDict = load_config(
             f"configs/tokenizer/metaworld.py:{'rvq' if quantizers > 1 else 'vq'}"
         )
         tx, _ = optimizer.build(config.optimizer, UPDATES)
@@ -122,7 +122,7 @@ class Ours:
 
 
 class Reference:
-    """ResidualVQ between the same encoder and decoder in PyTorch."""
+    """The same encoder and decoder in PyTorch, with ResidualVQ between them."""
 
     def __init__(self, quantizers: int, seed: int, rate: float, **settings: float) -> None:
         torch.manual_seed(seed)
@@ -170,14 +170,14 @@ def _mlp(sizes: tuple[int, ...]) -> torch.nn.Sequential:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0", help="comma-separated")
-    parser.add_argument("--tuned", action="store_true", help="also the reference tuned by us")
+    parser.add_argument("--tuned", action="store_true", help="add the reference as tuned by us")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     data = expert_actions()
     train, test = data["train"], data["test"]
     print(
         f"{len(train)} actions for training, {len(test)} unseen, variance {test.var(0).mean():.2f} "
-        f"a dimension; {UPDATES} updates of {BATCH} on {os.cpu_count()} cores"
+        f"per dimension; {UPDATES} updates of {BATCH} on {os.cpu_count()} cores"
     )
     for quantizers in (1, 2):
         errors: dict[str, list[float]] = {}
@@ -205,7 +205,7 @@ def main() -> None:
                 for name, learner in learners.items():
                     wall, cpu = time.perf_counter(), time.process_time()
                     learner.train(train[index])
-                    if first:  # the first block holds the reference's k-means and warm-up
+                    if first:  # the first block includes the reference's k-means and warm-up
                         walls.setdefault(name, []).append((time.perf_counter() - wall) / BLOCK)
                         cpus.setdefault(name, []).append((time.process_time() - cpu) / BLOCK)
             for name, learner in learners.items():
@@ -217,7 +217,7 @@ def main() -> None:
             print(
                 f"  {name:<24} MSE on unseen {np.mean(values):.5f} ({low:.5f} to {high:.5f})  "
                 f"update {1e3 * np.median(walls[name]):.0f} ms (CPU {1e3 * np.median(cpus[name]):.0f})"
-                f"  {ratio:.2f} x the reference's speed (median over blocks)"
+                f"  {ratio:.2f} times the reference's speed (median over blocks)"
             )
 
 

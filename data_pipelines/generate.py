@@ -4,15 +4,14 @@
         --out=runs/data --workers=2
     python -m data_pipelines.generate --env=babyai --tasks=all --episodes=1000 --out=runs/babyai
 
-Episode i of a task shows its training configuration i, modulo their number. Every 20th episode goes to the
-split `val`, the others to `train`. What is written depends on the arguments, not on the number of
-workers. A run that was interrupted continues where it stopped when it is started again; finished
-episodes wait in DIR/.episodes until all are there.
+Episode i of a task has training configuration i, modulo their number. Every 20th episode goes to the
+split `val`, the others to `train`. The dataset depends on the arguments, but not on the number of
+workers. An interrupted run continues when the same command is started again; until the dataset is
+complete, recorded episodes are kept in DIR/.episodes.
 """
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -28,11 +27,12 @@ from data_pipelines.writing import recording
 from mllm_act import envs, errors
 from mllm_act.envs.processes import Worker
 from mllm_act.errors import UserError
+from mllm_act.files import write_json
 
 VAL_EVERY = 20
-RECORD = "generation.json"  # in the dataset's folder: what made it, and what came of it
+RECORD = "generation.json"  # in the dataset's folder: the arguments and the results
 EPISODES = ".episodes"  # in the dataset's folder, until it is complete
-WRITTEN_LAST = "dataset_info.json"  # without it no reader takes the folder for a dataset
+WRITTEN_LAST = "dataset_info.json"  # readers reject a folder without it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recording:
 
 
 def is_val(episode: int, episodes: int) -> bool:
-    """Whether an episode is held out: every 20th of a task, and at least one of it."""
+    """Returns whether an episode is held out: every 20th of a task, or the last if a task has fewer than 20."""
     last_of_few = episodes < VAL_EVERY and episode == episodes - 1
     return episode % VAL_EVERY == VAL_EVERY - 1 or last_of_few
 
@@ -53,14 +53,14 @@ def is_val(episode: int, episodes: int) -> bool:
 def generate(
     env: str, tasks: str, episodes: int, out: Path, workers: int, seed: int
 ) -> dict[str, Any]:
-    """Writes the dataset into ``out``, unless it is there already.
+    """Writes the dataset to ``out``, unless it is complete already.
 
     Returns:
-      What `RECORD` holds: ``arguments``, and ``results`` per task and in all.
+      The content of ``generation.json``: ``arguments``, ``recipe``, and ``results`` per task and in total.
 
     Raises:
-      UserError: an argument is wrong; ``out`` holds something else; no episode of a task succeeded; a
-        worker died; or the run was interrupted.
+      UserError: an argument is wrong; ``out`` contains something else; no episode of a split succeeded; a worker died;
+        or the run was interrupted.
     """
     names = envs.select_tasks(env, tasks)
     _check_numbers(episodes, workers, seed)
@@ -78,20 +78,20 @@ def generate(
     try:
         return _complete(record, jobs, workers, out)
     except KeyboardInterrupt:
-        done = sum(job.file.exists() for job in jobs)
+        recorded = sum(job.file.exists() for job in jobs)
         raise UserError(
-            f"interrupted: {done} of {len(jobs)} episodes are kept in {out / EPISODES}; "
-            "the same command continues"
+            f"interrupted: {recorded} of {len(jobs)} episodes are kept in {out / EPISODES}; "
+            "run the same command to continue"
         ) from None
 
 
 def _complete(
     record: dict[str, Any], jobs: Sequence[Recording], workers: int, out: Path
 ) -> dict[str, Any]:
-    """Records what is missing, then writes the dataset and the results."""
+    """Records the missing episodes, then writes the dataset and the results."""
     arguments = record["arguments"]
     started = time.perf_counter()
-    drawn = _record(arguments["env"], arguments["seed"], jobs, workers)
+    frames = _record(arguments["env"], arguments["seed"], jobs, workers)
     seconds = time.perf_counter() - started
     summaries = {job: recording.summary(job.file) for job in jobs}
     record["results"] = results = _results(arguments["tasks"], summaries)
@@ -102,11 +102,13 @@ def _complete(
             splits[split].append(job.file)
     for split, files in splits.items():
         if not files:
-            raise UserError(f"no episode of split {split} succeeded; ask for more --episodes")
+            raise UserError(
+                f"split {split}: expected at least one successful episode, found none; use more --episodes"
+            )
     _write(arguments["env"], splits, out)
-    _dump(out / RECORD, record)
+    write_json(out / RECORD, record)
     shutil.rmtree(out / EPISODES)
-    _report(arguments["env"], out, results, drawn, seconds, min(workers, len(jobs)))
+    _report(arguments["env"], out, results, frames, seconds, min(workers, len(jobs)))
     return record
 
 
@@ -120,25 +122,31 @@ def _check_numbers(episodes: int, workers: int, seed: int) -> None:
 
 
 def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Makes ``out``, or finds what a former run with the same arguments left there."""
+    """Returns the content of ``generation.json`` in ``out``, which is created if it does not exist.
+
+    Raises:
+      UserError: ``out`` was made with other arguments, or is a folder of something else.
+    """
     recipe = recording.recipe(envs.spec(arguments["env"]))
     record = {"arguments": arguments, "recipe": recipe}
     path = out / RECORD
     if path.exists():
-        found = json.loads(path.read_text())
+        saved: dict[str, Any] = json.loads(path.read_text())
         for part, values in record.items():
-            for key, expected in values.items():
-                if found[part].get(key) != expected:
+            for key, value in values.items():
+                if saved[part].get(key) != value:
                     raise UserError(
-                        f"{path}: made with {key}={_short(found[part].get(key))}, asked for "
-                        f"{_short(expected)}; choose another --out, or delete {out}"
+                        f"{path}: {key}: expected {_short(value)}, found {_short(saved[part].get(key))}; "
+                        f"choose another --out, or delete {out}"
                     )
-        return dict(found)
+        return saved
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: not empty, and no {RECORD} in it; choose another --out")
+        raise UserError(
+            f"{out}: expected a new or empty folder, or one with {RECORD}, found other files; choose another --out"
+        )
     for task in arguments["tasks"]:
         (out / EPISODES / task).mkdir(parents=True, exist_ok=True)
-    _dump(path, record)
+    write_json(path, record)
     return record
 
 
@@ -147,29 +155,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _dump(path: Path, record: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int) -> int:
-    """Records the episodes that are missing; returns the frames drawn for them."""
-    missing = iter([job for job in jobs if not job.file.exists()])
-    drawn = 0
-    kept = sum(job.file.exists() for job in jobs)
-    with tqdm(total=len(jobs), initial=kept, unit="episode", desc="recording") as bar:
-        for job in _in_workers(env, seed, missing, min(workers, len(jobs) - kept)):
-            drawn += recording.summary(job.file)["frames_drawn"]
+    """Records the missing episodes; returns the number of frames simulated for them."""
+    missing = [job for job in jobs if not job.file.exists()]
+    frames = 0
+    with tqdm(
+        total=len(jobs), initial=len(jobs) - len(missing), unit="episode", desc="recording"
+    ) as bar:
+        for job in _in_workers(env, seed, iter(missing), min(workers, len(missing))):
+            frames += recording.summary(job.file)["frames_drawn"]
             bar.update()
-            bar.set_postfix_str(f"{drawn / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
-    return drawn
+            bar.set_postfix_str(f"{frames / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
+    return frames
 
 
 def _in_workers(
     env: str, seed: int, jobs: Iterator[Recording], workers: int
 ) -> Iterator[Recording]:
-    """Yields jobs as they are done, in any order. The processes end with the iteration."""
+    """Yields recordings as workers complete them, in any order. The worker processes end with the iteration."""
     pool = [
         Worker("data_pipelines.writing.recording:serve", env=env, seed=seed)
         for _ in range(max(workers, 0))
@@ -188,7 +191,9 @@ def _in_workers(
         while busy:
             for connection in wait(list(busy)):
                 worker, job = busy.pop(connection)
-                worker.receive(f"{job.task}, episode {job.episode} (the same command continues)")
+                worker.receive(
+                    f"{job.task}, episode {job.episode} (run the same command to continue)"
+                )
                 yield job
                 start(worker)
     finally:
@@ -197,27 +202,30 @@ def _in_workers(
 
 
 def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
-    """Lets TFDS write into a folder of its own, then moves its files to ``out``."""
+    """Writes the dataset with TFDS to a temporary folder, then moves its files to ``out``."""
+    from data_pipelines.writing import builder  # imports TensorFlow
+
     staging = out / EPISODES / "rlds"
     shutil.rmtree(staging, ignore_errors=True)
-    builder = importlib.import_module(f"data_pipelines.writing.{env}.builder")
-    written = builder.write(splits, staging)
-    for file in sorted(written.iterdir(), key=lambda file: file.name == WRITTEN_LAST):
+    dataset = builder.write(env, splits, staging)
+    for file in sorted(dataset.iterdir(), key=lambda file: file.name == WRITTEN_LAST):
         os.replace(file, out / file.name)
 
 
 def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -> dict[str, Any]:
     results: dict[str, Any] = {"tasks": {}, "failed": []}
     for task in tasks:
-        of_task = [(job, summary) for job, summary in summaries.items() if job.task == task]
-        good = [summary for _, summary in of_task if summary["success"]]
+        episodes = {job.episode: summary for job, summary in summaries.items() if job.task == task}
+        successes = [summary for summary in episodes.values() if summary["success"]]
         results["tasks"][task] = {
-            "episodes": len(good),
-            "frames": sum(summary["steps"] for summary in good),
-            "attempts": sum(summary["attempts"] for _, summary in of_task),
+            "episodes": len(successes),
+            "frames": sum(summary["steps"] for summary in successes),
+            "attempts": sum(summary["attempts"] for summary in episodes.values()),
         }
         results["failed"] += [
-            f"{task}, episode {job.episode}" for job, summary in of_task if not summary["success"]
+            f"{task}, episode {episode}"
+            for episode, summary in episodes.items()
+            if not summary["success"]
         ]
     for key in ("episodes", "frames", "attempts"):
         results[key] = sum(task[key] for task in results["tasks"].values())
@@ -225,27 +233,27 @@ def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -
 
 
 def _report(
-    env: str, out: Path, results: dict[str, Any], drawn: int, seconds: float, workers: int
+    env: str, out: Path, results: dict[str, Any], frames: int, seconds: float, workers: int
 ) -> None:
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
-    print(f"\n{'task':32s} episodes  mean steps  success of attempts")
-    for task, found in results["tasks"].items():
-        steps = found["frames"] / max(found["episodes"], 1)
-        rate = found["episodes"] / found["attempts"]
-        print(f"{task:32s} {found['episodes']:8d}  {steps:10.1f}  {rate:19.1%}")
+    print(f"\n{'task':32s} episodes  mean steps  success per attempt")
+    for task, row in results["tasks"].items():
+        steps = row["frames"] / max(row["episodes"], 1)
+        rate = row["episodes"] / row["attempts"]
+        print(f"{task:32s} {row['episodes']:8d}  {steps:10.1f}  {rate:19.1%}")
     rate = results["episodes"] / results["attempts"]
     print(
         f"\n{results['episodes']} episodes, {results['frames']} frames, {size / 1e6:.1f} MB "
         f"in {out}; {rate:.1%} of the attempts succeeded"
     )
-    if drawn:
-        speed = drawn / seconds
+    if frames:
+        speed = frames / seconds
         print(
-            f"{drawn} frames drawn in {seconds:.1f} s: {speed:.1f} frames/s, "
+            f"{frames} frames simulated in {seconds:.1f} s: {speed:.1f} frames/s, "
             f"{speed / workers:.1f} per worker ({workers})"
         )
     for failed in results["failed"]:
-        print(f"left out, no success in {recording.MAX_ATTEMPTS} attempts: {failed}")
+        print(f"omitted, no success in {recording.MAX_ATTEMPTS} attempts: {failed}")
     if not envs.spec(env).choices:  # discrete actions need no tokenizer
         print(
             f"next: python -m mllm_act.train_tokenizer --config=configs/tokenizer/{env}.py:rvq "
@@ -263,18 +271,20 @@ def main() -> None:
     parser.add_argument(
         "--tasks",
         required=True,
-        help="task names and groups, comma separated; metaworld: ml45 (train), ml5 (held out); "
+        help="comma-separated names of tasks and groups; metaworld: ml45 (train), ml5 (held out); "
         "babyai: all",
     )
     parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the dataset to")
     parser.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
-        help="processes, one simulator each (default: the cores)",
+        help="processes with one simulator each (default: number of cores)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and layouts (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of noise and layouts (default: 0)"
+    )
     generate(**vars(parser.parse_args()))
 
 

@@ -1,9 +1,11 @@
-"""TensorFlow for reading data: quiet, and on the CPU only, so that JAX owns the accelerators."""
+"""Imports TensorFlow for reading data: without log lines, and on the CPU only, because JAX owns the accelerators."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here; set, it prints a line at import
+os.environ.setdefault(
+    "TF_ENABLE_ONEDNN_OPTS", "0"
+)  # not needed here, and it prints a line at import
 
 import tensorflow as tf  # noqa: E402
 

@@ -1,3 +1,3 @@
 """Grounding multimodal language models in actions, in JAX (after arXiv 2406.07904)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

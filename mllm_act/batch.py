@@ -1,4 +1,4 @@
-"""The one place that defines what a model sees and what it is trained on.
+"""The format of what a model sees and what it is trained on, defined here and nowhere else.
 
 Axes: B batch, T timesteps of context, H W image, P proprioception, A action dimensions, N prompt tokens.
 
@@ -39,7 +39,7 @@ class Batch:
     action: Float[Array, "B T H*A"]
 
 
-def check(batch: Batch) -> None:
+def check_batch(batch: Batch) -> None:
     """Raises AssertionError where a shape or dtype breaks the contract above."""
     seen = batch.observation
     b, t = seen.mask.shape

@@ -1,14 +1,16 @@
-"""The command line every program shares: ``--config=FILE.py:variant``, ``--config.a.b=value``, ``--workdir=DIR``.
+"""The command line of training programs: ``--config=FILE.py:variant``, ``--config.a.b=value``, ``--workdir=DIR``.
 
-A config file defines ``get_config(variant: str) -> ConfigDict`` (ml_collections). Its keys are checked
-before anything else runs, so a mistyped override ends with the nearest key that exists.
+A config file defines ``get_config(variant: str) -> ConfigDict`` (ml_collections). A relative path is looked up from the
+current directory first. ``configs/...`` then names the files that come with mllm_act, so the same command works in a
+checkout and wherever the package is installed. Overrides are checked before anything else runs: a mistyped key ends
+the program with the nearest key that exists.
 """
 
 import functools
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,17 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act.errors import UserError, nearest, run
 
+PACKAGE = Path(__file__).parent
+HELP = {"--help", "-help", "--helpfull", "-h"}
 
-def load(path_and_variant: str) -> ConfigDict:
+
+def shipped_configs() -> Path:
+    """Returns the folder of the configs that come with mllm_act: in the package, or at the root of a checkout."""
+    installed = PACKAGE / "configs"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def load_config(path_and_variant: str) -> ConfigDict:
     """Runs a config file's ``get_config``.
 
     Args:
@@ -28,52 +39,63 @@ def load(path_and_variant: str) -> ConfigDict:
     Raises:
       UserError: if the file does not exist or defines no ``get_config``.
     """
-    path, _, variant = path_and_variant.partition(":")
-    if not Path(path).is_file():
-        raise UserError(
-            f"--config={path_and_variant}: no such file: {path}; see configs/ for the files there are"
-        )
-    spec = importlib.util.spec_from_file_location(Path(path).stem + "_config", path)
-    assert spec is not None and spec.loader is not None
+    name, _, variant = path_and_variant.partition(":")
+    path = _find(name)
+    spec = importlib.util.spec_from_file_location(path.stem + "_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={name}: expected a Python file (.py), found {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(
-            f"--config={path}: expected a function get_config(variant) in it, found none"
-        )
+        raise UserError(f"--config={name}: expected a function get_config(variant), found none")
     return module.get_config(variant) if variant else module.get_config()
 
 
+def _find(name: str) -> Path:
+    """Returns the config file of that name: relative to the current directory, else one of the shipped ones."""
+    path = expand_user("--config", name)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if path.parts[:1] == ("configs",) and (shipped / Path(*path.parts[1:])).is_file():
+        return shipped / Path(*path.parts[1:])
+    known = [f"configs/{file.relative_to(shipped).as_posix()}" for file in shipped.glob("*/*.py")]
+    raise UserError(
+        f"--config={name}: expected a config file, found none in {Path.cwd()} and none of that name among those that "
+        f"come with mllm_act; {nearest(name, known)}"
+    )
+
+
+def expand_user(flag: str, path: str) -> Path:
+    """Returns a path with its leading ``~`` or ``~user`` expanded.
+
+    Raises:
+      UserError: naming the flag, if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{flag}={path}: expected the home directory of a user after ~, found none ({error}); give the path in full"
+        ) from error
+
+
 def keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Yields every key of a config as a dotted path, inner nodes too."""
+    """Yields every key of a config as a dotted path, inner nodes included."""
     for name, value in config.items():
         yield prefix + name
         if isinstance(value, ConfigDict):
             yield from keys(value, f"{prefix}{name}.")
 
 
-def check_overrides(argv: list[str], config: ConfigDict) -> None:
+def check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
     """Raises a UserError with the nearest key if an override names a key that the config lacks."""
     known = set(keys(config))
     for argument in argv:
         name, _, _ = argument.lstrip("-").partition("=")
-        if (
-            argument.startswith("-")
-            and name.startswith("config.")
-            and name.removeprefix("config.") not in known
-        ):
-            key = name.removeprefix("config.")
+        key = name.removeprefix("config.")
+        if argument.startswith("-") and key != name and key not in known:
             raise UserError(f"--{name}: the config has no key {key!r}; {nearest(key, known)}")
-
-
-def _argument(argv: list[str], name: str, default: str) -> str:
-    """Returns the value of ``--name=value`` or ``--name value``."""
-    for i, argument in enumerate(argv):
-        if argument.startswith((f"--{name}=", f"-{name}=")):
-            return argument.partition("=")[2]
-        if argument in (f"--{name}", f"-{name}") and i + 1 < len(argv):
-            return argv[i + 1]
-    return default
 
 
 def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> None:
@@ -85,34 +107,64 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
     """
 
     def program() -> None:
-        file = _argument(sys.argv, "config", default)
-        config = load(file)
-        if any(argument.lstrip("-").startswith("help") for argument in sys.argv[1:]):
-            print(_help(sys.modules["__main__"].__doc__ or "", file, config))
+        file, argv = _pop_flag(sys.argv, "config", default)
+        config = load_config(file)
+        if HELP.intersection(argv[1:]):
+            print(_help(sys.modules["__main__"].__doc__ or "", default, file, config))
             return
-        check_overrides(sys.argv[1:], config)
-        flag = config_flags.DEFINE_config_file(  # reads the overrides of the default at once
-            "config",
-            default,
-            "Config file and variant; --config.a.b=value overrides one key.",
-            lock_config=True,
-        )
-        workdir = flags.DEFINE_string(
-            "workdir", None, "Folder for checkpoints, metrics and reports.", required=True
-        )
-        app.run(lambda _: main(flag.value, Path(workdir.value)))
+        check_overrides(argv[1:], config)
+        try:
+            config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=argv)
+        except flags.Error as error:
+            raise UserError(f"--config={file}: {error}") from error
+        workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+        def parsed(argv: list[str]) -> None:
+            if argv[1:]:
+                raise UserError(
+                    f"expected flags only (--config=..., --config.key=value, --workdir=...), found {argv[1]!r}"
+                )
+            _expand_home(config)
+            main(config, expand_user("--workdir", workdir.value))
+
+        app.run(parsed, argv)
 
     run(program)
 
 
-def _help(description: str, file: str, config: ConfigDict) -> str:
-    """Returns what ``--help`` prints: what the program does, its flags, every key and its value."""
+def _pop_flag(argv: Sequence[str], name: str, default: str) -> tuple[str, list[str]]:
+    """Returns the last value of ``--name=value`` or ``--name value``, and the arguments without it."""
+    value, rest = default, []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, text = argument.partition("=")
+        if flag not in (f"--{name}", f"-{name}"):
+            rest.append(argument)
+        else:
+            value = text if equals else next(arguments, "")
+    if not value:
+        raise UserError(f"--{name}: expected a value, found none; for example --{name}={default}")
+    return value, rest
+
+
+def _expand_home(config: ConfigDict) -> None:
+    """Expands a leading ``~`` in values: shells do not do so after ``--config.data.directory=``."""
+    for key in keys(config):
+        value = _value(config, key)
+        if isinstance(value, str) and value.startswith("~"):
+            parent, _, name = key.rpartition(".")
+            node = _value(config, parent) if parent else config
+            node[name] = str(expand_user(f"--config.{key}", value))
+
+
+def _help(description: str, default: str, file: str, config: ConfigDict) -> str:
+    """Returns the text of ``--help``: what the program does, its flags, and every key with its value."""
     leaves = [key for key in keys(config) if not isinstance(_value(config, key), ConfigDict)]
     lines = [f"  --config.{key}={_value(config, key)}" for key in leaves]
     return "\n".join([
         description,
         "flags:",
-        f"  --config=FILE.py:variant    (default: {file})",
+        f"  --config=FILE.py:variant    (default: {default})",
         "  --workdir=DIR               folder for checkpoints, metrics and reports; required",
         f"keys of {file}, with their values:",
         *lines,

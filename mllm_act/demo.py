@@ -1,8 +1,8 @@
-"""The main job end to end on real input: ``make demo``, or ``make demo ADAPTERS=all``.
+"""Runs everything end to end on real data: ``make demo``, or ``make demo ADAPTERS=all``.
 
-Demonstrations from the scripted experts, the action tokenizer, a tiny policy trained from scratch, its success on start
-and goal configurations it never saw, and a report. Each stage is one of the programs a user would call, in its own
-process; the command is printed. A stage that is done already goes on from where it is: run again, the demo continues.
+Records demonstrations of the scripted experts, trains the action tokenizer and a tiny policy from scratch, evaluates
+the policy on held-out start and goal configurations, and writes a report. Each stage runs one of the programs that a
+user would call, in its own process, and prints the command. An interrupted demo continues when it is run again.
 """
 
 import argparse
@@ -15,31 +15,32 @@ from pathlib import Path
 from mllm_act import report
 from mllm_act.errors import UserError, nearest, run
 
-# Short tasks that an untrained policy fails at: some of Meta-World's (drawer-close, handle-press) succeed by themselves
-# when an arm is left to drift.
+# Short tasks at which an untrained policy fails. Some of Meta-World's (drawer-close, handle-press) succeed by accident
+# when the arm drifts.
 TASKS = (
     "window-close-v3,faucet-open-v3,door-close-v3,"  # articulated, in the paper's groups
     "button-press-topdown-v3,coffee-button-v3,"  # press
     "plate-slide-side-v3"  # push
 )
 PAPERS = ("regression", "uniform", "vq", "rvq")  # adapters of continuous actions
-HORIZON = 200  # the experts take 50 to 100 steps; the environment's own limit of 500 would triple the evaluation
+HORIZON = (
+    200  # the experts take 50 to 100 steps; the default of 500 would triple the evaluation time
+)
 
 
-def call(what: str, *command: str) -> None:
-    """Runs one stage, in a process of its own, and tells what it took.
+def call(stage: str, *command: str) -> None:
+    """Runs one stage in its own process and prints how long it took.
 
     Raises:
-      UserError: if the stage fails; its own words are above.
+      UserError: the stage failed; its own error is printed above.
     """
-    shown = shlex.join(["python", *command])
-    print(f"\n=== {what}\n$ {shown}", flush=True)
-    began = time.monotonic()
+    print(f"\n=== {stage}\n$ {shlex.join(['python', *command])}", flush=True)
+    start = time.monotonic()
     if subprocess.run([sys.executable, *command], check=False).returncode:
         raise UserError(
-            f"{what}: the command above failed; mend what it says and run the demo again"
+            f"{stage}: the command above failed; fix the error it printed and run the demo again"
         )
-    print(f"=== {what}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"=== {stage}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
             raise UserError(
                 f"--adapters={args.adapters}: no adapter {adapter!r}; {nearest(adapter, PAPERS)}"
             )
-    began, out = time.monotonic(), args.out
+    start, out = time.monotonic(), args.out
     data = out / "data"
     call(
         "Demonstrations: scripted experts in MuJoCo, written as RLDS",
@@ -74,14 +75,14 @@ def main() -> None:
         if adapter in ("vq", "rvq"):
             tokenizer = out / f"tokenizer_{adapter}"
             call(
-                f"Action tokenizer {adapter}, and the experts' success through it",
+                f"Action tokenizer {adapter} and the experts' success with it",
                 *f"-m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:{adapter}".split(),
                 f"--config.data.directory={data}",
                 "--config.steps=300",
                 f"--workdir={tokenizer}",
             )
             train.append(f"--config.tokenizer={tokenizer}")
-        if "untrained" not in policies:  # one adapter's first guesses are as good as another's
+        if "untrained" not in policies:  # all adapters are equally untrained
             policies = {"untrained": out / f"policy_untrained_{adapter}", **policies}
             workdir = f"--workdir={policies['untrained']}"
             call("An untrained policy", *train, "--config.steps=0", workdir)
@@ -94,21 +95,21 @@ def main() -> None:
 
     print("\n" + report.write(out / "report", policies, "test"))
     best = policies[chosen[-1]]
-    look = {
-        f"{out}/report/": "success by task with 95 % intervals; loss and action error; strips of roll-outs",
+    outputs = {
+        f"{out}/report/": "success by task with 95 % intervals; loss and action errors; frames of episodes",
         f"{best}/evaluation/test/videos/": "an episode of each task",
         f"{out}/tokenizer_*/report/": "the tokenizer's precision in physical units, and its replay",
         f"{best}/checkpoints/": f'the policy: Policy.load("{best}")',
         f"{out}/*/tensorboard/": "the curves, for TensorBoard (pip install tensorboard)",
     }
-    more = {
+    next_steps = {
         "make demo ADAPTERS=all": "all four continuous adapters side by side",
-        "README.md, The programs": "the same on all of ML-45, step by step",
+        "docs/guide.md, The programs": "the same on all of ML-45, step by step",
     }
-    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Look at")
-    print("\n".join(f"  {where:<46} {what}" for where, what in look.items()))
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Results:")
+    print("\n".join(f"  {path:<46} {text}" for path, text in outputs.items()))
     print("Next:")
-    print("\n".join(f"  {where:<46} {what}" for where, what in more.items()))
+    print("\n".join(f"  {command:<46} {text}" for command, text in next_steps.items()))
 
 
 if __name__ == "__main__":

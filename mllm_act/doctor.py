@@ -1,9 +1,9 @@
-"""Tries each thing the framework needs on this machine, and says the mend of what fails.
+"""Checks this machine and suggests fixes.
 
     python -m mllm_act.doctor
 
-One line a thing: ``ok``, ``note`` (not needed, but worth knowing) or ``fail``. Exit status 1 if
-anything needed fails. What could take the process down (a driver that aborts) is tried in a child.
+Prints one line per check: ``ok``, ``note`` (optional, but worth knowing) or ``fail``. The exit status is 1 if any check
+fails. Checks that could crash the process (such as a driver that aborts) run in a child process.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import NamedTuple
 from mllm_act.errors import UserError, run
 
 LOCK = Path(__file__).parents[1] / "requirements" / "lock.txt"
-DISK_GB = 5  # what the demo writes and its compilation caches, with room
-MEMORY_GB = 6  # train.py beside two simulators and TensorFlow
+DISK_GB = 5  # for the output of the demo and its compilation caches, with a margin
+MEMORY_GB = 6  # for training beside two simulators and TensorFlow
 CHILD_SECONDS = 120
 
 JAX = """
@@ -31,7 +31,7 @@ x = np.arange(256 * 256, dtype=np.float32).reshape(256, 256) / 65536
 y = jax.jit(lambda x: x @ x)(x)
 assert np.allclose(y, x @ x, rtol=0.02), 'a jitted matrix product is wrong'
 d = jax.devices()
-print(f'{jax.__version__}: {len(d)} x {d[0].device_kind}; a jitted matrix product is right')
+print(f'{jax.__version__}: {len(d)} x {d[0].device_kind}; a jitted matrix product is correct')
 """
 TENSORFLOW = """
 import tensorflow as tf, tensorflow_datasets as tfds
@@ -97,22 +97,21 @@ EGL = "apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri (or the drive
 
 
 class Finding(NamedTuple):
-    """What one check found: ``status`` is ok, note or fail; ``mend`` may be empty."""
+    """The result of one check: ``status`` is ok, note or fail; ``fix`` may be empty."""
 
     status: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def child(
-    code: str, mend: str, *arguments: str, environment: dict[str, str] | None = None
+    code: str, fix: str, *arguments: str, environment: dict[str, str] | None = None
 ) -> Finding:
-    """Runs a check's Python source in its own process; its last line is the finding."""
-    command = [sys.executable, "-c", code, *arguments]
+    """Runs the Python source of a check in its own process; the last line that it prints is the finding."""
     variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(environment or {})}
     try:
-        done = subprocess.run(
-            command,
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
             env=variables,
             capture_output=True,
             text=True,
@@ -120,42 +119,42 @@ def child(
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return Finding("fail", f"no answer within {CHILD_SECONDS} s", mend)
-    if done.returncode == 0:
-        return Finding("ok", done.stdout.strip().splitlines()[-1])
-    if done.returncode < 0:
-        return Finding("fail", f"the process was killed by signal {-done.returncode}", mend)
-    # The line that names the error: frames stand before it, destructors may print after it.
-    lines = [
-        x
-        for x in done.stderr.splitlines()
-        if "Error" in x and not x.startswith((" ", "Exception ignored"))
+        return Finding("fail", f"no answer within {CHILD_SECONDS} s", fix)
+    if result.returncode == 0:
+        return Finding("ok", result.stdout.strip().splitlines()[-1])
+    if result.returncode < 0:
+        return Finding("fail", f"the process was killed by signal {-result.returncode}", fix)
+    # The line that names the error: stack frames come before it, messages of destructors may follow.
+    output = result.stderr.strip().splitlines()
+    errors = [
+        line
+        for line in output
+        if "Error" in line and not line.startswith((" ", "Exception ignored"))
     ]
-    return Finding(
-        "fail", (lines or done.stderr.strip().splitlines() or ["it failed without a word"])[0], mend
-    )
+    return Finding("fail", (errors or output or ["the check failed without a message"])[0], fix)
 
 
 def python() -> Finding:
-    found = f"{platform.python_version()} at {sys.executable}"
+    """Compares the version of Python with the oldest supported one."""
+    text = f"{platform.python_version()} at {sys.executable}"
     return (
-        Finding("ok", found)
+        Finding("ok", text)
         if sys.version_info >= (3, 11)
-        else Finding("fail", f"{found}; expected 3.11 or newer", SETUP)
+        else Finding("fail", f"{text}; expected 3.11 or newer", SETUP)
     )
 
 
 def packages(lock: Path = LOCK) -> Finding:
-    """Compares what is installed with the lock; another version is only a note."""
+    """Compares the installed packages with the lock file; a different version is only a note."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         return Finding("fail", "the package `packaging` is missing", SETUP)
     if not lock.is_file():
-        return Finding("note", f"no {lock}: this is not a checkout, so versions were not compared")
-    lines = [x for x in lock.read_text().splitlines() if x and not x.startswith("#")]
-    pins = [x for x in map(Requirement, lines) if x.marker is None or x.marker.evaluate()]
-    missing, other = [], []
+        return Finding("note", f"no {lock}: not a checkout, so versions were not compared")
+    lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    pins = [pin for pin in map(Requirement, lines) if pin.marker is None or pin.marker.evaluate()]
+    missing, different = [], []
     for pin in pins:
         try:
             version = importlib.metadata.version(pin.name)
@@ -163,94 +162,90 @@ def packages(lock: Path = LOCK) -> Finding:
             missing.append(pin.name)
             continue
         if not pin.specifier.contains(version, prereleases=True):
-            other.append(f"{pin.name} {version} (pinned {str(pin.specifier).removeprefix('==')})")
+            pinned = str(pin.specifier).removeprefix("==")
+            different.append(f"{pin.name} {version} (pinned {pinned})")
     if missing:
-        return Finding(
-            "fail", f"{len(missing)} of {len(pins)} missing: {', '.join(missing[:6])}", SETUP
-        )
-    if other:
-        return Finding(
-            "note",
-            f"{len(other)} of {len(pins)} differ from the lock: {', '.join(other[:6])}",
-            SETUP,
-        )
+        text = f"{len(missing)} of {len(pins)} missing: {', '.join(missing[:6])}"
+        return Finding("fail", text, SETUP)
+    if different:
+        text = f"{len(different)} of {len(pins)} differ from the lock: {', '.join(different[:6])}"
+        return Finding("note", text, SETUP)
     return Finding("ok", f"all {len(pins)} as pinned in {lock.parent.name}/{lock.name}")
 
 
 def jax() -> Finding:
-    return child(JAX, f"{SETUP}; JAX_PLATFORMS=cpu leaves a failing accelerator out")
+    """Compiles and runs a matrix product."""
+    return child(JAX, f"{SETUP}; JAX_PLATFORMS=cpu ignores an accelerator that does not work")
 
 
 def tensorflow() -> Finding:
+    """Decodes images with tf.data."""
     return child(TENSORFLOW, SETUP)
 
 
 def rendering() -> Finding:
+    """Renders a MuJoCo frame, on Linux without a display."""
     if sys.platform != "linux":
         return child(RENDERING, SETUP)
     return child(RENDERING, EGL, environment={"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")})
 
 
 def simulator() -> Finding:
+    """Solves a Meta-World task with its scripted expert."""
     return child(SIMULATOR, SETUP)
 
 
 def babyai() -> Finding:
+    """Solves a BabyAI mission with minigrid's bot."""
     return child(BABYAI, SETUP)
 
 
 def video() -> Finding:
+    """Writes a video and reads it back."""
     with tempfile.TemporaryDirectory() as folder:
         return child(VIDEO, SETUP, f"{folder}/video.mp4")
 
 
 def temporary() -> Finding:
+    """Writes a temporary file."""
     try:
         with tempfile.NamedTemporaryFile() as file:
             file.write(bytes(2**20))
             file.flush()
     except OSError as error:
-        return Finding(
-            "fail", f"no temporary file can be written: {error}", "set TMPDIR to a folder with room"
-        )
-    return Finding("ok", f"{tempfile.gettempdir()} can be written")
+        text = f"cannot write a temporary file: {error}"
+        return Finding("fail", text, "set TMPDIR to a writable folder with free space")
+    return Finding("ok", f"{tempfile.gettempdir()} is writable")
 
 
 def disk() -> Finding:
+    """Compares the free disk space with what the demo needs."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     text = f"{free:.0f} GB free at {Path.cwd()}"
-    return (
-        Finding("ok", text)
-        if free >= DISK_GB
-        else Finding("fail", f"{text}; expected {DISK_GB} GB", "make room")
-    )
+    if free >= DISK_GB:
+        return Finding("ok", text)
+    return Finding("fail", f"{text}; expected {DISK_GB} GB", "free some disk space")
 
 
 def memory() -> Finding:
+    """Compares the memory with what the demo needs; too little is only a note."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     text = f"{size:.0f} GB, {cores} cores"
     if size >= MEMORY_GB:
         return Finding("ok", text)
-    return Finding(
-        "note",
-        f"{text}; the demo was measured with {MEMORY_GB} GB or more",
-        "a smaller --config.batch_size",
-    )
+    text = f"{text}; the demo was tested with {MEMORY_GB} GB or more"
+    return Finding("note", text, "a smaller --config.data.batch_size")
 
 
 def parity() -> Finding:
+    """Looks for PyTorch, which only comparisons with reference implementations need."""
     try:
-        return Finding(
-            "ok",
-            f"torch {importlib.metadata.version('torch')}: comparisons can run",
-        )
+        version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            "note",
-            "no PyTorch; only comparisons with other code need it",
-            "make parity",
-        )
+        text = "no PyTorch; only comparisons with reference implementations need it"
+        return Finding("note", text, "make parity")
+    return Finding("ok", f"torch {version}: comparisons can run")
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
@@ -270,19 +265,20 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def main() -> None:
+    """Runs the program."""
     description = (__doc__ or "").partition("\n")[0]
     argparse.ArgumentParser(prog="python -m mllm_act.doctor", description=description).parse_args()
     failed = []
     for name, check in CHECKS.items():
-        status, text, mend = check()
-        print(f"{status:5} {name:11} {text}" + (f"; mend: {mend}" if mend else ""), flush=True)
+        status, text, fix = check()
+        print(f"{status:5} {name:11} {text}" + (f"; fix: {fix}" if fix else ""), flush=True)
         if status == "fail":
             failed.append(name)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(CHECKS)} checks failed ({', '.join(failed)}); mends are above"
+            f"{len(failed)} of {len(CHECKS)} checks failed ({', '.join(failed)}); fixes are suggested above"
         )
-    print("Everything that is needed works here. Next: make demo")
+    print("Everything required works on this machine. Next: make demo")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One way to say what is wrong: a single line that names the key, the expected, the found and the mend."""
+"""Errors for users: one line that names the key, what was expected, what was found and how to fix it."""
 
 import difflib
 import sys
@@ -10,19 +10,19 @@ from absl import logging
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one complete line; programs print it and exit 1."""
+    """An error that the user can fix. The message is one complete line; programs print it and exit with status 1."""
 
 
 def expect_new(out: Path) -> None:
-    """Raises UserError if a folder that is to be made exists."""
+    """Raises UserError if the folder that a program is about to create exists."""
     if out.exists():
         raise UserError(
-            f"--out={out}: expected a folder that does not exist, found one; remove it or name another"
+            f"--out={out}: expected a folder that does not exist yet, found one; remove it or name another"
         )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint such as ``"did you mean 'reach-v3'?"``, or the known names when none is near."""
+    """Returns a hint such as ``"did you mean 'reach-v3'?"``, or the known names if none is close."""
     known = sorted(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if match:
@@ -32,9 +32,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def run(program: Callable[[], None]) -> None:
-    """Runs a program's main; a ``UserError`` ends it with one line on stderr and exit status 1."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell of every step at the level below
-    # JAX warns of any fork; the programs started here (git, ffmpeg) replace the forked process at once.
+    """Runs a program's main. A ``UserError`` ends it with one line on stderr and exit status 1."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX log every step at the level below
+    # JAX warns about every fork. The children started here (git, ffmpeg) call exec at once, which is safe.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     try:
         program()

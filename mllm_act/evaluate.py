@@ -1,16 +1,14 @@
-"""Rolls a policy out in the simulator and counts successes.
+"""Evaluates a policy in the simulator: plays episodes and reports success rates.
 
     python -m mllm_act.evaluate --checkpoint=runs/metaworld/rvq --env=metaworld --split=test
 
-All simulators are stepped together, spread over worker processes, and the policy acts on them as one batch. An
-episode ends at its first success or at the horizon. Leaves in ``--out``: ``episodes.csv`` (a line an episode, with its
-seed), ``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode.
-The same seed gives the same figures.
+All simulators are stepped together in worker processes, and the policy acts on them as one batch. An episode ends at
+its first success or at the horizon. Writes to ``--out``: ``episodes.csv`` (one line per episode, with its seed),
+``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode. The same
+seed gives the same results.
 """
 
 import argparse
-import csv
-import json
 import os
 import shutil
 import tempfile
@@ -28,9 +26,10 @@ from mllm_act.checkpoints import checkpoint
 from mllm_act.envs import play
 from mllm_act.envs.base import EnvObservation
 from mllm_act.envs.play import Episode
-from mllm_act.envs.results import wilson
+from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
+from mllm_act.files import write_csv, write_json
 from mllm_act.policy import Policy
 
 
@@ -41,60 +40,29 @@ def rollout(
     horizon: int,
     key: PRNGKeyArray | None = None,
 ) -> Iterator[Episode]:
-    """Plays all episodes with the policy, filling in their results, and yields each when it ends.
+    """Plays all episodes with the policy, fills in their results, and yields each as it ends.
 
-    With a key actions are drawn from the policy's distribution; without it they are its likeliest.
+    With a key, actions are sampled from the policy's distribution; without one, they are the most likely.
     """
     memory, step = policy.start(pool.num_envs), 0
 
     def decide(
-        playing: Mapping[int, Episode], fresh: Sequence[int], seen: EnvObservation
+        playing: Mapping[int, Episode], started: Sequence[int], observation: EnvObservation
     ) -> np.ndarray:
         nonlocal memory, step
-        first = np.isin(np.arange(pool.num_envs), fresh)
-        texts = seen["instruction"].tolist()
-        draw = None if key is None else jax.random.fold_in(key, step)
-        action, memory = policy.act(seen["images"], seen["proprio"], texts, first, memory, draw)
+        first = np.isin(np.arange(pool.num_envs), started)
+        images, proprio = observation["images"], observation["proprio"]
+        instructions = observation["instruction"].tolist()
+        step_key = None if key is None else jax.random.fold_in(key, step)
+        action, memory = policy.act(images, proprio, instructions, first, memory, step_key)
         step += 1
         return action[sorted(playing)]
 
     yield from play.play(pool, episodes, horizon, decide, "evaluate")
 
 
-def summarize(episodes: list[Episode]) -> list[dict[str, Any]]:
-    """Returns one row a task, then their mean: successes, episodes, rate and Wilson's 95 % interval.
-
-    The mean's interval is that of all episodes together.
-    """
-    rows = []
-    tasks = list(dict.fromkeys(episode.job.task for episode in episodes))
-    for name, group in [(t, [e for e in episodes if e.job.task == t]) for t in tasks] + [
-        ("mean", episodes)
-    ]:
-        won, total = sum(e.success for e in group), len(group)
-        low, high = wilson(won, total)
-        steps = [e.steps for e in group if e.success]
-        rows.append({
-            "task": name, "successes": won, "episodes": total, "success": won / total, "low": low, "high": high,
-            "steps_to_success": float(np.mean(steps)) if steps else None,
-        })  # fmt: skip
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the rows as text."""
-    width = max(len(row["task"]) for row in rows)
-    lines = [f"{'task':<{width}}  success  95 % interval   episodes"]
-    for row in rows:
-        interval = f"{row['low']:>4.0%} .. {row['high']:.0%}"
-        lines.append(
-            f"{row['task']:<{width}}  {row['success']:>7.0%}  {interval:<14}  {row['episodes']:>8}"
-        )
-    return "\n".join(lines)
-
-
 def write_video(folder: Path, episode: Episode, hertz: float) -> None:
-    """Writes an episode's frames in real time, named for its task, and drops them from memory."""
+    """Writes an episode's frames as a real-time video named after its task, and frees them."""
     folder.mkdir(exist_ok=True)
     frames = np.stack(episode.frames or [])
     episode.frames = None
@@ -106,61 +74,65 @@ def write_results(
     folder: Path, episodes: list[Episode], rows: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
     """Writes ``episodes.csv``, ``tasks.csv`` and ``summary.json``."""
-    with (folder / "episodes.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "configuration", "seed", "success", "steps"])
-        writer.writerows([*e.job, int(e.success), e.steps] for e in episodes)
-    with (folder / "tasks.csv").open("w", newline="") as file:
-        columns = csv.DictWriter(file, list(rows[0]))
-        columns.writeheader()
-        columns.writerows(rows)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_csv(
+        folder / "episodes.csv",
+        [{**e.job._asdict(), "success": int(e.success), "steps": e.steps} for e in episodes],
+    )
+    write_csv(folder / "tasks.csv", rows)
+    write_json(folder / "summary.json", summary)
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Moves finished results into ``out``; those of an earlier evaluation are replaced, videos too."""
+    """Moves complete results into ``out``, replacing those of an earlier evaluation, videos included."""
     shutil.rmtree(out / "videos", ignore_errors=True)
     for path in folder.iterdir():
         os.replace(path, out / path.name)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Returns the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m mllm_act.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a run's folder, or one step's folder in it")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run's folder, or the folder of one of its steps",
+    )
     add("--env", default="metaworld", help="the environment (default: metaworld)")
-    add("--split", default="test", help="the environment's: train, test, ... (default: test)")
-    add("--tasks", help="task names or groups, comma-separated (default: those trained on)")
-    add("--horizon", type=int, help="most steps of an episode (default: the environment's own)")
-    add("--seed", type=int, default=0, help="of the episodes (default: 0)")
+    add(
+        "--split",
+        default="test",
+        help="train, test or another split of the environment (default: test)",
+    )
+    add("--tasks", help="task names or groups, comma-separated (default: the training tasks)")
+    add("--horizon", type=int, help="maximum steps per episode (default: the environment's)")
+    add("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
     add(
         "--envs",
         type=int,
         default=16,
-        help="simulators stepped together, the policy's batch (default: 16)",
+        help="simulators stepped together: the policy's batch size (default: 16)",
     )
     add(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
-        help="simulator processes (default: one a core)",
+        help="simulator processes (default: one per core)",
     )
-    add(
-        "--sample", action="store_true", help="draw actions by their probability, not the likeliest"
-    )
+    add("--sample", action="store_true", help="sample actions instead of taking the most likely")
     add(
         "--ensembling",
         type=float,
         metavar="DECAY",
-        help="decide at every step and average overlapping chunks of actions, as ACT does with 0.01 "
-        "(default: carry chunks out one after another)",
+        help="predict a chunk at every step and average the overlapping ones, as ACT does with 0.01 "
+        "(default: execute chunks one after another)",
     )
-    add("--no-videos", action="store_true", help="write no video of each task's first episode")
+    add("--no-videos", action="store_true", help="do not record each task's first episode")
     add("--out", type=Path, help="output folder (default: RUN/evaluation/SPLIT)")
     return parser
 
@@ -171,23 +143,20 @@ def main() -> None:
     spec = envs.spec(args.env)
     horizon = spec.horizon if args.horizon is None else args.horizon
     if not 1 <= horizon <= spec.horizon:
-        raise UserError(
-            f"--horizon: expected 1 to {spec.horizon}, {args.env}'s own, found {horizon}"
-        )
-    for key in ("envs", "workers"):
-        if getattr(args, key) < 1:
-            raise UserError(f"--{key}: expected at least 1, found {getattr(args, key)}")
+        raise UserError(f"--horizon: expected 1 to {spec.horizon} for {args.env}, found {horizon}")
+    for option in ("envs", "workers"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option}: expected at least 1, found {getattr(args, option)}")
     workdir, _ = checkpoint.find(args.checkpoint)
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
     if args.sample and policy.embodiment.adapter == "regression":
         raise UserError(
-            f"--sample: expected a policy with a distribution of actions, found the regression adapter in "
-            f"{args.checkpoint}, which predicts one; leave it out"
+            f"--sample: expected a policy that predicts a distribution of actions, found the regression adapter in "
+            f"{args.checkpoint}, which predicts a single action; omit --sample"
         )
-    trained_on = policy.meta["dataset"][args.env]
     episodes = play.episodes(
         args.env,
-        args.tasks or ",".join(trained_on["tasks"]),
+        args.tasks or ",".join(policy.meta["dataset"][args.env]["tasks"]),
         args.split,
         args.seed,
         videos=not args.no_videos,
@@ -196,8 +165,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
         with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
-            draw = jax.random.key(args.seed) if args.sample else None
-            for episode in rollout(policy, pool, episodes, horizon, draw):
+            key = jax.random.key(args.seed) if args.sample else None
+            for episode in rollout(policy, pool, episodes, horizon, key):
                 if episode.frames is not None:
                     write_video(Path(scratch, "videos"), episode, spec.control_hz)
         rows = summarize(episodes)
@@ -209,9 +178,9 @@ def main() -> None:
         }  # fmt: skip
         write_results(Path(scratch), episodes, rows, summary)
         publish(Path(scratch), out)
-    print(table(rows))
-    names = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
-    print(f"Wrote {names} to {out}")
+    print(table({"success": rows}))
+    written = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
+    print(f"Wrote {written} to {out}")
 
 
 if __name__ == "__main__":

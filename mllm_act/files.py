@@ -1,13 +1,14 @@
 """Files that appear whole or not at all: written beside their place, then renamed into it.
 
-A process that is killed leaves a ``.partial-*`` file or folder behind and never half a file under the real name. What is
-published has the permissions of the umask, so that other users of a shared folder can read it.
+A process that is killed leaves a ``.partial-*`` file or folder behind, and never half a file under the real name. What
+is published has the permissions of the umask, so that other users of a shared folder can read it.
 """
 
 import contextlib
 import csv
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(
-        f".partial-{os.getpid()}-{path.name}"
-    )  # the suffix stays: writers go by it
+    # Unique across hosts that share a folder. The suffix is kept: writers choose the format by it.
+    return path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")

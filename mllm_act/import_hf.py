@@ -4,10 +4,10 @@
     python -m mllm_act.import_hf --preset=smollm2_vit_s --source=HuggingFaceTB/SmolLM2-135M-Instruct \
         --source=facebook/dinov2-small --out=pretrained/smollm2_vit_s
 
-A source is a folder of Hugging Face's layout (config.json, safetensors shards), a hub id (``owner/name``, with
-``@revision`` if need be), a Llama in GGUF or a DINOv2 in ONNX. Tensors go one by one from the source's file to the new
-one, so a model of any size is imported in the memory of two of its largest tensors (an ONNX file is read whole).
-Training reads the new folder a layer at a time, straight to where the mesh wants it.
+A source is a Hugging Face folder (config.json, safetensors shards), a hub id (``owner/name`` or
+``owner/name@revision``), a Llama in GGUF or a DINOv2 in ONNX. Tensors are copied one by one, so import takes the memory
+of two of the largest tensors, whatever the model's size (but an ONNX file is read whole). Training reads the folder
+layer by layer, straight to the devices.
 """
 
 import argparse
@@ -23,10 +23,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def open_source(name: str) -> Source:
-    """Opens what ``--source`` names.
+    """Opens the folder, file or hub repository that ``--source`` names.
 
     Raises:
-      UserError: if it is not there, or cannot be read.
+      UserError: if it does not exist or cannot be read.
     """
     path = Path(name)
     if path.is_dir():
@@ -38,7 +38,7 @@ def open_source(name: str) -> Source:
         return huggingface.read(folder, name, revision=folder.name)
     raise UserError(
         f"--source={name}: expected a folder, a .gguf or .onnx file, or a hub id (owner/name), found "
-        + ("a file of another kind" if path.exists() else "nothing there")
+        + ("a file of another kind" if path.exists() else "nothing with this name")
     )
 
 
@@ -47,16 +47,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", required=True, help="whose sizes the weights must have")
-    parser.add_argument("--source", required=True, action="append", help="may be given twice")
+    parser.add_argument("--preset", required=True, help="the preset that the weights are for")
+    parser.add_argument("--source", required=True, action="append", help="see above; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--dtype", choices=DTYPES, help="of what is written; default: the source's")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the arrays written (default: the source's)"
+    )
     arguments = parser.parse_args()
     preset = presets.get(arguments.preset)
     if preset.text_tokenizer != "pretrained":
+        known = [name for name, p in presets.PRESETS.items() if p.text_tokenizer == "pretrained"]
         raise UserError(
-            f"--preset={arguments.preset}: expected one that starts from pretrained weights, found one that is "
-            "trained from scratch"
+            f"--preset={arguments.preset}: expected a preset that starts from pretrained weights, found one trained "
+            f"from scratch; pass one of {', '.join(known)}"
         )
     expect_new(arguments.out)  # before anything is downloaded
     sources = [open_source(name) for name in arguments.source]

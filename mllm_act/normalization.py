@@ -1,7 +1,7 @@
 """Statistics of a dataset, and the normalisation of actions and proprioception made from them.
 
-Plain numbers in a JSON object, so that a checkpoint can carry them and acting needs no TensorFlow.
-The functions use only arithmetic: they take numpy and JAX arrays, traced ones too.
+Plain numbers in a JSON object, so that a checkpoint can hold them and acting needs no TensorFlow. The functions use
+only arithmetic: they take numpy and JAX arrays, traced ones too.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What training learnt of its data; ``fingerprint`` names the bytes of the split it is of."""
+    """Statistics of the data a policy was trained on; ``fingerprint`` identifies the bytes of the split."""
 
     action: Moments
     proprio: Moments
@@ -55,7 +55,7 @@ class Statistics:
             if set(found) != expected:
                 raise UserError(
                     f"{where}: expected the keys {sorted(expected)}, found {sorted(found)}; "
-                    "compute them anew from the dataset"
+                    "compute them again from the dataset"
                 )
         moments = {
             key: Moments(**{name: tuple(numbers) for name, numbers in values[key].items()})
@@ -65,29 +65,29 @@ class Statistics:
         return cls(**{**values, **moments, **names})
 
     def chunked(self, chunk: int) -> "Statistics":
-        """Returns those of vectors that hold ``chunk`` actions one after the other: the action's, repeated.
+        """Returns the statistics of vectors of ``chunk`` consecutive actions: those of one action, repeated.
 
         Raises:
           UserError: if ``chunk`` is below 1.
         """
         expect_chunk(chunk)
-        of_each = {
+        repeated = {
             field.name: getattr(self.action, field.name) * chunk
             for field in dataclasses.fields(Moments)
         }
-        return dataclasses.replace(self, action=Moments(**of_each))
+        return dataclasses.replace(self, action=Moments(**repeated))
 
     def normalize_action(self, action: Array) -> Array:
         """Maps [..., A] linearly so that the training split fills [-1, 1] in each dimension.
 
-        The identity, to the bit, where it fills it already; a dimension that never changed becomes
-        0. Actions beyond the training split's go beyond [-1, 1]: nothing is clipped here.
+        Where it already does, this is exactly the identity. A constant dimension becomes 0. Actions beyond the range of
+        the training split exceed [-1, 1]: nothing is clipped here.
         """
         centre, half = self._action_box()
         return (action - centre) / half
 
     def unnormalize_action(self, action: Array) -> Array:
-        """Inverse of ``normalize_action``: back to the environment's own numbers."""
+        """Inverse of ``normalize_action``: back to the environment's units."""
         centre, half = self._action_box()
         return action * half + centre
 
@@ -106,15 +106,15 @@ class Statistics:
 
 
 def expect_chunk(chunk: int) -> None:
-    """Raises ``UserError`` where a decision would hold no action."""
+    """Raises ``UserError`` if a decision would have no action."""
     if chunk < 1:
         raise UserError(
             f"config.chunk: expected at least 1, the actions of one decision, found {chunk}; "
-            "pass 1 to decide every action anew"
+            "pass 1 to decide every action separately"
         )
 
 
 def _constant(moments: Moments) -> np.ndarray:
-    """Which dimensions vary by no more than rounding: dividing by their range would blow it up."""
+    """Which dimensions vary by no more than rounding, which dividing by their range would amplify."""
     low, high = np.array(moments.min), np.array(moments.max)
     return high - low <= 1e-6 * np.maximum(1.0, np.maximum(abs(low), abs(high)))

@@ -1,7 +1,7 @@
-"""(pattern -> thing) rules over parameter paths: for freezing, sharding and weight decay alike.
+"""Rules over parameter paths, (pattern, value) pairs: for freezing, sharding and weight decay alike.
 
-A parameter's path reads like ``mllm/language/blocks/q/kernel``. Patterns are regular expressions searched in it; the
-first rule whose pattern is found decides.
+A parameter's path is, for example, ``mllm/language/blocks/q/kernel``. Patterns are regular expressions searched in it;
+the first rule that matches decides.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
 def name(path: Sequence[Any]) -> str:
@@ -22,15 +22,15 @@ def name(path: Sequence[Any]) -> str:
     return "/".join(part for part in parts if part != "value")
 
 
-def find(rules: Sequence[tuple[str, Thing]], path: str) -> Thing:
-    """Returns what the first matching rule says.
+def find(rules: Sequence[tuple[str, Value]], path: str) -> Value:
+    """Returns the value of the first rule that matches.
 
     Raises:
-      ValueError: if no pattern is found in the path.
+      ValueError: if no rule matches.
     """
-    for pattern, thing in rules:
+    for pattern, value in rules:
         if re.search(pattern, path):
-            return thing
+            return value
     raise ValueError(
         f"no rule matches the parameter {path!r}; the last rule should match everything: ('.', ...)"
     )
@@ -53,14 +53,14 @@ def unflatten(named: dict[str, jax.Array], like: Any) -> Any:
 def split(
     module: nnx.Module, trained: Sequence[tuple[str, bool]]
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Splits a module into its structure, the parameters that the rules say are trained, and all the rest."""
+    """Splits a module into its structure, the parameters that the rules mark as trained, and all the rest."""
     wanted = nnx.All(nnx.Param, lambda path, _: find(trained, name(path)))
     graph, chosen, rest = nnx.split(module, wanted, ...)  # type: ignore[misc]
     return graph, chosen, rest
 
 
 def table(trained: Any, frozen: Any) -> str:
-    """Returns what is trained and what is frozen as text, grouped by the first three parts of the paths."""
+    """Returns the sizes of trained and frozen parameters as text, grouped by the first three parts of their paths."""
     groups: dict[tuple[str, str], int] = {}
     for kind, tree in (("trained", trained), ("frozen", frozen)):
         for path, leaf in flatten(tree).items():

@@ -1,13 +1,12 @@
-"""Puts evaluated policies side by side: a table and plots.
+"""Compares evaluated policies: a table of success rates and plots.
 
     python -m mllm_act.report --out=DIR rvq=runs/metaworld/rvq vq=runs/metaworld/vq
 
-Reads what ``evaluate`` and ``train`` left in each folder; writes ``success.csv``, ``success.md``, ``success.png``,
-``training.png``, and of each policy the strips of its videos, ``rollouts_NAME.png``.
+Reads the results of ``evaluate`` and the metrics of ``train`` from each folder. Writes ``success.csv``,
+``success.md``, ``success.png``, ``training.png``, and for each policy frames of its videos, ``rollouts_NAME.png``.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import re
@@ -17,17 +16,19 @@ from typing import Any
 import imageio.v3 as iio
 import matplotlib
 
+from mllm_act.envs.results import table
 from mllm_act.errors import UserError, run
+from mllm_act.files import whole_file, write_csv
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be set first)
 
 
 def read_summary(workdir: Path, split: str) -> dict[str, Any]:
-    """Returns what ``evaluate`` found.
+    """Returns the ``summary.json`` of an evaluation.
 
     Raises:
-      UserError: if the policy was not evaluated.
+      UserError: the policy was not evaluated on this split.
     """
     path = workdir / "evaluation" / split / "summary.json"
     if not path.is_file():
@@ -39,61 +40,29 @@ def read_summary(workdir: Path, split: str) -> dict[str, Any]:
 
 
 def read_metrics(workdir: Path, name: str) -> tuple[list[int], list[float]]:
-    """Returns the steps and values of one scalar in a run's ``metrics.jsonl``; empty where there is none."""
+    """Returns the steps and values of one scalar of a run's ``metrics.jsonl``; empty if it was never logged."""
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = [(line["step"], float(line[name])) for line in lines if name in line]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def success_table(summaries: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows: a task a row, a policy a column, as success with its 95 % interval."""
-    tasks = [row["task"] for row in next(iter(summaries.values()))["tasks"]]
-    body = []
-    for task in tasks:
-        cells = []
-        for summary in summaries.values():
-            row = next((row for row in summary["tasks"] if row["task"] == task), None)
-            cells.append(
-                ""
-                if row is None
-                else f"{row['success']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
-            )
-        body.append([task, *cells])
-    return ["task", *summaries], body
-
-
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """Returns a Markdown table whose columns line up as text, too."""
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    rows = [header, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    )
+    lines = [line for line in lines if name in line]
+    return [line["step"] for line in lines], [float(line[name]) for line in lines]
 
 
 def plot_success(summaries: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draws success with 95 % intervals as bars, grouped by task."""
+    """Plots success rates as bars with 95 % intervals, grouped by task."""
     tasks = [row["task"] for row in next(iter(summaries.values()))["tasks"]]
     figure, axis = plt.subplots(figsize=(1.5 + 1.4 * len(tasks), 4.2), layout="constrained")
     width = 0.8 / len(summaries)
     for i, (name, summary) in enumerate(summaries.items()):
         rows = {row["task"]: row for row in summary["tasks"]}
-        places = [
-            t + (i - (len(summaries) - 1) / 2) * width
-            for t, task in enumerate(tasks)
-            if task in rows
-        ]
-        found = [rows[task] for task in tasks if task in rows]
-        rate = [100 * row["success"] for row in found]
-        below = [100 * (row["success"] - row["low"]) for row in found]
-        above = [100 * (row["high"] - row["success"]) for row in found]
+        offset = (i - (len(summaries) - 1) / 2) * width
+        x = [t + offset for t, task in enumerate(tasks) if task in rows]
+        plotted = [rows[task] for task in tasks if task in rows]
+        rate = [100 * row["success"] for row in plotted]
+        below = [100 * (row["success"] - row["low"]) for row in plotted]
+        above = [100 * (row["high"] - row["success"]) for row in plotted]
         color = "0.75" if name == "untrained" else None
-        axis.bar(places, rate, width * 0.95, label=name, color=color)
-        axis.errorbar(
-            places, rate, [below, above], fmt="none", ecolor="0.25", elinewidth=1, capsize=2
-        )
+        axis.bar(x, rate, width * 0.95, label=name, color=color)
+        axis.errorbar(x, rate, [below, above], fmt="none", ecolor="0.25", elinewidth=1, capsize=2)
     axis.set_xticks(
         range(len(tasks)), [task.removesuffix("-v3").replace("-", "\n", 1) for task in tasks]
     )
@@ -110,10 +79,10 @@ def plot_success(summaries: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def plot_training(workdirs: dict[str, Path], path: Path) -> None:
-    """Draws loss and what is wrong with actions on held-out data, over the steps of each run."""
+    """Plots the loss and the action errors on held-out data over the steps of each run."""
     logs = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in workdirs.values()]
     keys = sorted({key for log in logs for line in log for key in json.loads(line)})
-    # A run of several embodiments has their names between.
+    # With several embodiments, the keys contain the embodiment's name: val/NAME/loss.
     losses = [key for key in keys if re.fullmatch(r"val/(\w+/)?loss", key)]
     errors = [key for key in keys if re.fullmatch(r"val/(\w+/)?(error_\w+|wrong_actions)", key)]
     figure, axes = plt.subplots(
@@ -136,22 +105,23 @@ def plot_training(workdirs: dict[str, Path], path: Path) -> None:
 
 
 def _title(error: str) -> str:
-    """Returns the title of a plot of ``val/[ENVIRONMENT/]error_NAME_UNIT`` or ``val/[ENVIRONMENT/]wrong_actions``."""
-    *_, environment, key = error.split("/")
-    of = "" if environment == "val" else f" ({environment})"
+    """Returns the plot title of ``val/[EMBODIMENT/]error_NAME_UNIT`` or ``val/[EMBODIMENT/]wrong_actions``."""
+    *_, embodiment, key = error.split("/")
+    suffix = "" if embodiment == "val" else f" ({embodiment})"
     if key == "wrong_actions":
-        return f"share of actions not the expert's{of}"
+        return f"share of actions unlike the expert's{suffix}"
     _, dimension, unit = key.rsplit("_", 2)
-    return f"mean |error| of {dimension}, {unit}{of}"
+    return f"mean |error| of {dimension}, {unit}{suffix}"
 
 
 def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> None:
-    """Draws a strip of each task's video: from the first frame to the last."""
+    """Plots one row of frames per task, evenly spaced from the first frame of its video to the last."""
     videos = sorted((workdir / "evaluation" / split / "videos").glob("*.mp4"))
     strips = []
     for video in videos:
-        film = iio.imread(video)
-        strips.append([film[round(i * (len(film) - 1) / (frames - 1))] for i in range(frames)])
+        images = iio.imread(video)
+        last = len(images) - 1
+        strips.append([images[round(i * last / (frames - 1))] for i in range(frames)])
     figure, axes = plt.subplots(
         len(strips),
         frames,
@@ -169,18 +139,17 @@ def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> Non
 
 
 def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
-    """Writes the table and the plots, and returns the table as text."""
+    """Writes the tables and plots, and returns the table as text."""
     out.mkdir(parents=True, exist_ok=True)
     summaries = {name: read_summary(workdir, split) for name, workdir in workdirs.items()}
-    header, body = success_table(summaries)
-    with (out / "success.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["policy", *next(iter(summaries.values()))["tasks"][0]])
-        writer.writerows(
-            [name, *row.values()] for name, s in summaries.items() for row in s["tasks"]
-        )
-    text = markdown(header, body)
-    (out / "success.md").write_text(text + "\n")
+    results = {name: summary["tasks"] for name, summary in summaries.items()}
+    write_csv(
+        out / "success.csv",
+        [{"policy": name, **row} for name, rows in results.items() for row in rows],
+    )
+    text = table(results)
+    with whole_file(out / "success.md") as partial:
+        partial.write_text(text + "\n")
     plot_success(summaries, out / "success.png")
     trained = {
         name: workdir
@@ -202,14 +171,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--split", default="test", help="which evaluation to read (default: test)")
-    parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="name and folder of a policy")
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="a policy's name and folder")
     args = parser.parse_args()
-    named = [run.partition("=") for run in args.runs]
-    if not all(workdir for _, _, workdir in named):
+    pairs = [run.partition("=") for run in args.runs]
+    if not all(workdir for _, _, workdir in pairs):
         raise UserError(f"expected NAME=RUN arguments, found {' '.join(args.runs)}")
-    print(write(args.out, {name: Path(workdir) for name, _, workdir in named}, args.split))
+    print(write(args.out, {name: Path(workdir) for name, _, workdir in pairs}, args.split))
 
 
 if __name__ == "__main__":

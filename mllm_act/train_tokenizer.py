@@ -1,10 +1,10 @@
-"""Learns an action tokenizer from the actions of an RLDS dataset.
+"""Trains an action tokenizer on the actions of an RLDS dataset.
 
     python -m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:rvq --workdir=DIR \
         [--config.a.b=value ...]
 
-Codebooks are trained: run again with the same command, it goes on from the newest checkpoint in ``--workdir``, bit for
-bit. FAST is fitted in one go.
+Codebooks (``rvq``, ``vq``) are trained; the same command continues an interrupted run from the newest checkpoint in
+``--workdir``, bit for bit. ``fast`` is fitted in one pass.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -21,132 +22,123 @@ from tqdm import tqdm
 
 from data_pipelines.reading import rlds
 from data_pipelines.reading.episodes import read_actions
-from data_pipelines.reading.statistics import statistics as dataset_statistics
-from mllm_act import config as configuration
+from data_pipelines.reading.statistics import dataset_statistics
 from mllm_act import parameters, replay
-from mllm_act.action_tokenizer import checkpoint, fast, report, training
+from mllm_act.action_tokenizer import Tokenizer, fast, report, training
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
+from mllm_act.action_tokenizer.checkpoint import tokenizer_arrays
 from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
-from mllm_act.action_tokenizer.kinds import Tokenizer
+from mllm_act.action_tokenizer.training import TrainingState
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.config import run_with_config, to_json
+from mllm_act.envs.results import table
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from mllm_act.training import optimizer
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
 
-# What must be as in the checkpoint there, and what of it need not; the data is compared by its statistics.
-SAME = ("config", "statistics", "tokenizer")
-FREE = tuple(
+# What a resumed run compares with its checkpoint, and the settings that may differ. Statistics stand for the data.
+COMPARED = ("config", "statistics", "tokenizer")
+MAY_DIFFER = tuple(
     f"config.{key}"
     for key in ("data.directory", "checkpoint_every", "validation_actions", "replay")
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The dataset and its actions, in chunks of H.
+
+    Attributes:
+      dataset: the dataset.
+      statistics: of single actions.
+      train: chunks of the training split, float32, normalised.
+      held_out: chunks of the validation split, float32, in the environment's own numbers.
+    """
+
+    dataset: rlds.Dataset
+    statistics: Statistics
+    train: Float[np.ndarray, "n HA"]
+    held_out: Float[np.ndarray, "m HA"]
+
+
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the program."""
-    # ---- data ---------------------------------------------------------------------------------
+    data = _read(config)
+    tokenizer: Tokenizer
+    if "vocabulary" in config.tokenizer:
+        tokenizer = _fit_fast(config, workdir, data)
+    else:
+        tokenizer = _train_autoencoder(config, workdir, data)
+    if jax.process_index() == 0:
+        _report(config, workdir, data, tokenizer)
+
+
+def _read(config: ConfigDict) -> Data:
     dataset = rlds.open_dataset(config.data.directory)
-    statistics = dataset_statistics(dataset)  # of single actions; chunked where they are used
+    statistics = dataset_statistics(dataset)
     chunk = config.tokenizer.chunk
     if chunk < 1:
         raise UserError(f"config.tokenizer.chunk: expected at least 1, found {chunk}")
     actions = read_actions(dataset, "train").chunked(chunk)
-    actions = np.asarray(statistics.chunked(chunk).normalize_action(actions))
-    held_out = read_actions(dataset, "val").chunked(chunk)
-
-    # ---- tokenizer ----------------------------------------------------------------------------
-    model: Tokenizer
-    if "vocabulary" in config.tokenizer:
-        model = _fit(config, workdir, dataset, statistics, actions)
-    else:
-        model = _learn(config, workdir, dataset, statistics, actions, held_out)
-
-    # ---- report -------------------------------------------------------------------------------
-    if jax.process_index() == 0:
-        precision = report.precision(model, statistics, dataset.metadata, held_out)
-        report.write_precision(precision, workdir / "report")
-        print(report.as_table(precision))
-        if chunk > 1:
-            print(
-                "No replay: it needs chunk 1, as the expert's next actions are not known in closed loop"
-            )
-        elif config.replay:
-            env, tasks = dataset.metadata["name"], statistics.tasks
-            rows = replay.measure(model, statistics, env, tasks, workdir / "report")
-            print(replay.table(rows))
-        print(f"Tables and plots are in {workdir / 'report'}")
-        print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
+    train = np.asarray(statistics.chunked(chunk).normalize_action(actions))
+    return Data(dataset, statistics, train, read_actions(dataset, "val").chunked(chunk))
 
 
-def _fit(
-    config: ConfigDict,
-    workdir: Path,
-    dataset: rlds.Dataset,
-    statistics: Statistics,
-    actions: Float[np.ndarray, "n HA"],
-) -> FastTokenizer:
-    """FAST: one look at the training chunks, no updates; its checkpoint is step 0."""
-    model = fast.fit(actions, dataset.action_dim, **config.tokenizer)
-    meta = _meta(config, dataset, statistics, model.config)
+def _fit_fast(config: ConfigDict, workdir: Path, data: Data) -> FastTokenizer:
+    """Fits FAST to the training chunks. It makes no updates, so its checkpoint is step 0."""
+    tokenizer = fast.fit(data.train, data.dataset.action_dim, **config.tokenizer)
+    meta = _meta(config, data, tokenizer.config)
     with Checkpointer(workdir) as checkpoints:
         if checkpoints.latest_step is None:
-            variables = jax.device_put(checkpoint.variables(model), _replicated(_mesh()))
-            checkpoints.save(0, {"model": variables}, {**meta, "step": 0})
+            arrays = jax.device_put(tokenizer_arrays(tokenizer), _replicated(_mesh()))
+            checkpoints.save(0, {"model": arrays}, {**meta, "step": 0})
         else:
-            check_same_run(checkpoints.meta(checkpoints.latest_step), meta, SAME, FREE, workdir)
-    print(f"Learnt {model.config.merges} merges from {len(actions)} chunks")
-    return model
+            saved = checkpoints.meta(checkpoints.latest_step)
+            check_same_run(saved, meta, COMPARED, MAY_DIFFER, workdir)
+    print(f"Learnt {tokenizer.config.merges} merges from {len(data.train)} chunks")
+    return tokenizer
 
 
-def _learn(
-    config: ConfigDict,
-    workdir: Path,
-    dataset: rlds.Dataset,
-    statistics: Statistics,
-    actions: Float[np.ndarray, "n HA"],
-    held_out: Float[np.ndarray, "m HA"],
-) -> ActionTokenizer:
-    """The autoencoder with codebooks: updates, with a checkpoint now and then."""
-    # ---- model and state ----------------------------------------------------------------------
+def _train_autoencoder(config: ConfigDict, workdir: Path, data: Data) -> ActionTokenizer:
+    """Trains the autoencoder with codebooks."""
+    # ---- setup --------------------------------------------------------------------------------------------------
     batch_size = config.data.batch_size
     steps = config.steps
     if steps is None:
-        steps = max(1, round(config.epochs * len(actions) / batch_size))
+        steps = max(1, round(config.epochs * len(data.train) / batch_size))
     _check(config, steps)
-    sizes = TokenizerConfig(action_dim=dataset.action_dim, **config.tokenizer)
+    sizes = TokenizerConfig(action_dim=data.dataset.action_dim, **config.tokenizer)
     model = ActionTokenizer(sizes, rngs=nnx.Rngs(config.seed))
     settings = training.TrainingConfig(batch_size=batch_size, seed=config.seed, **config.quantizer)
     tx, learning_rate = optimizer.build(config.optimizer, steps)
-    update = training.make_update(model, tx, settings)
-    mesh = _mesh()
-    replicated = _replicated(mesh)
-    state = jax.device_put(training.initial_state(model, actions, tx, settings), replicated)
-
-    # ---- restore ------------------------------------------------------------------------------
-    meta = _meta(config, dataset, statistics, sizes)
+    meta = _meta(config, data, sizes)
     checkpoints = Checkpointer(workdir)
-    first = checkpoints.latest_step or 0
-    if checkpoints.latest_step is not None:
-        check_same_run(checkpoints.meta(first), meta, SAME, FREE, workdir)
-        like = {"model": _variables(state, model), "optimizer": parameters.flatten(state.optimizer)}
-        saved = checkpoints.restore(first, like)
-        nnx.update(model, nnx.State(parameters.unflatten(saved["model"], _tree(model))))
-        moments = parameters.unflatten(saved["optimizer"], like=state.optimizer)
-        state = jax.device_put(training.state_of(model, moments, first), replicated)
-        print(f"Going on from step {first} of {steps} in {workdir}")
+    state = _start_or_resume(model, tx, settings, data, checkpoints, meta, workdir)
+    first = int(state.step)
+    if first:
+        print(f"Resuming at step {first} of {steps} from {workdir}")
 
-    # ---- loop ---------------------------------------------------------------------------------
-    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
-    spread = np.linspace(0, len(held_out) - 1, min(config.validation_actions, len(held_out)))
-    validation = held_out[spread.astype(int)]
+    # ---- step ---------------------------------------------------------------------------------------------------
+    update = training.make_update(model, tx, settings)
+    sharding = NamedSharding(_mesh(), PartitionSpec(None, "data"))
+    spread = np.linspace(
+        0, len(data.held_out) - 1, min(config.validation_actions, len(data.held_out))
+    )
+    validation = data.held_out[spread.astype(int)]
+
+    def batches(start: int, count: int) -> jax.Array:
+        index = training.batch_indices(len(data.train), batch_size, start, count, config.seed)
+        local = data.train[index[:, jax.process_index() :: jax.process_count()]]
+        return jax.make_array_from_process_local_data(sharding, local)
+
+    # ---- loop ---------------------------------------------------------------------------------------------------
     with checkpoints, MetricsWriter(workdir, first) as writer:
         bar = tqdm(initial=first, total=steps, desc="train tokenizer", unit="update")
         for start in range(first, steps, config.log_every):
             count = min(config.log_every, steps - start)
-            index = training.batch_indices(len(actions), batch_size, start, count, config.seed)
-            batch = actions[index[:, jax.process_index() :: jax.process_count()]]
-            state, metrics = update(state, jax.make_array_from_process_local_data(sharding, batch))
+            state, metrics = update(state, batches(start, count))
             scalars = jax.device_get(metrics)
             for i in range(count):
                 check_finite(start + i + 1, {k: v[i] for k, v in scalars.items()}, checkpoints)
@@ -154,36 +146,76 @@ def _learn(
             bar.update(count)
             bar.set_postfix(reconstruction=f"{scalars['reconstruction'][-1]:.5f}")
             training.store(state, model)
-            scores = report.score(model, statistics, dataset.metadata, validation)
-            writer.write(
-                step,
-                {f"train/{name}": float(values.mean()) for name, values in scalars.items()}
-                | {"train/learning_rate": float(learning_rate(step - 1))}
-                | {f"val/{name}": value for name, value in scores.items()},
-            )
+            scores = report.score(model, data.statistics, data.dataset.metadata, validation)
+            writer.write(step, {
+                **{f"train/{name}": float(values.mean()) for name, values in scalars.items()},
+                "train/learning_rate": float(learning_rate(step - 1)),
+                **{f"val/{name}": value for name, value in scores.items()},
+            })  # fmt: skip
             if step % config.checkpoint_every == 0 or step == steps:
-                items = {
-                    "model": _variables(state, model),
-                    "optimizer": parameters.flatten(state.optimizer),
-                }
-                checkpoints.save(step, items, {**meta, "step": step})
+                checkpoints.save(step, _items(state, model), {**meta, "step": step})
         bar.close()
     print(f"Trained {steps} updates")
     return model
 
 
-def _meta(
-    config: ConfigDict,
-    dataset: rlds.Dataset,
-    statistics: Statistics,
-    sizes: TokenizerConfig | FastConfig,
-) -> dict[str, Any]:
-    """The JSON of a checkpoint, but for its step."""
+def _start_or_resume(
+    model: ActionTokenizer,
+    tx: optax.GradientTransformation,
+    settings: training.TrainingConfig,
+    data: Data,
+    checkpoints: Checkpointer,
+    meta: dict[str, Any],
+    workdir: Path,
+) -> TrainingState:
+    """Returns the initial state, or that of the newest checkpoint.
+
+    Raises:
+      UserError: if the checkpoint was made with other settings.
+    """
+    replicated = _replicated(_mesh())
+    state = jax.device_put(training.initial_state(model, data.train, tx, settings), replicated)
+    step = checkpoints.latest_step
+    if step is None:
+        return state
+    check_same_run(checkpoints.meta(step), meta, COMPARED, MAY_DIFFER, workdir)
+    saved = checkpoints.restore(step, _items(state, model))
+    like = nnx.to_pure_dict(nnx.state(model))
+    nnx.update(model, nnx.State(parameters.unflatten(saved["model"], like)))
+    moments = parameters.unflatten(saved["optimizer"], like=state.optimizer)
+    return jax.device_put(training.training_state(model, moments, step), replicated)
+
+
+def _items(state: TrainingState, model: ActionTokenizer) -> dict[str, dict[str, jax.Array]]:
+    """Returns the items of a checkpoint; the module takes over the state's arrays."""
+    training.store(state, model)
+    return {"model": tokenizer_arrays(model), "optimizer": parameters.flatten(state.optimizer)}
+
+
+def _report(config: ConfigDict, workdir: Path, data: Data, tokenizer: Tokenizer) -> None:
+    """Writes and prints the precision on the validation split, and the success rate of replay."""
+    metadata, out = data.dataset.metadata, workdir / "report"
+    precision = report.measure_precision(tokenizer, data.statistics, metadata, data.held_out)
+    report.write_precision(precision, out)
+    print(report.as_table(precision))
+    if config.tokenizer.chunk > 1:
+        print("No replay: it needs chunk=1, because future actions are unknown in closed loop")
+    elif config.replay:
+        results = replay.measure(
+            tokenizer, data.statistics, metadata["name"], data.statistics.tasks, out
+        )
+        print(table(results))
+    print(f"Tables and plots are in {out}")
+    print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
+
+
+def _meta(config: ConfigDict, data: Data, sizes: TokenizerConfig | FastConfig) -> dict[str, Any]:
+    """Returns the JSON document of the checkpoints, except for the step."""
     return canonical({
         "tokenizer": dataclasses.asdict(sizes),
-        "statistics": statistics.to_dict(),
-        "metadata": dict(dataset.metadata),
-        "config": configuration.to_json(config),
+        "statistics": data.statistics.to_dict(),
+        "metadata": dict(data.dataset.metadata),
+        "config": to_json(config),
         "provenance": provenance(),
     })  # fmt: skip
 
@@ -194,15 +226,6 @@ def _mesh() -> Mesh:
 
 def _replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
-
-
-def _variables(state: training.TrainingState, model: ActionTokenizer) -> dict[str, jax.Array]:
-    training.store(state, model)
-    return checkpoint.variables(model)
-
-
-def _tree(model: ActionTokenizer) -> Any:
-    return nnx.to_pure_dict(nnx.state(model))
 
 
 def _check(config: ConfigDict, steps: int) -> None:
@@ -221,4 +244,4 @@ def _check(config: ConfigDict, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_with_config(main, default="configs/tokenizer/metaworld.py:rvq")
+    run_with_config(main, default="configs/tokenizer/metaworld.py:rvq")

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes .venv with the pinned packages, and the system libraries that headless rendering needs.
-# Run by `make setup` from the root of the checkout. PYTHON names an interpreter; empty: the newest that will do.
+# Creates .venv with the pinned packages and installs the system libraries that headless rendering needs.
+# Run by `make setup` from the root of the checkout. PYTHON names an interpreter; if it is empty, the newest supported
+# one is used.
 set -eu
 
 oldest=11 newest=13  # 3.x; the newest for which the pinned TensorFlow has wheels
@@ -10,15 +11,15 @@ fits() { m=$(minor "$1"); [ "$m" -ge "$oldest" ] && [ "$m" -le "$newest" ]; }
 may_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 apt_install() {
     echo "installing system packages: $*"
-    apt-get update -qq || stop "apt-get update failed (its own words are above); it is needed for: $*"
+    apt-get update -qq || stop "apt-get update failed (its messages are above); it is needed for: $*"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
-        stop "apt-get install $* failed (its own words are above)"
+        stop "apt-get install $* failed (its messages are above)"
 }
 
-# 1. An interpreter. Candidates are run, not only found: a version manager's stand-in may be on the path without one.
+# 1. An interpreter. Candidates are run, not only looked up: a version manager's shim can exist without an interpreter.
 python=${PYTHON:-}
 if [ -n "$python" ]; then
-    fits "$python" || stop "PYTHON=$python is not a Python 3.$oldest to 3.$newest; name one that is: make setup PYTHON=python3.$oldest"
+    fits "$python" || stop "PYTHON=$python is not Python 3.$oldest to 3.$newest; name one that is: make setup PYTHON=python3.$oldest"
 else
     for candidate in python3.13 python3.12 python3.11 python3; do
         if fits "$candidate"; then python=$candidate; break; fi
@@ -27,7 +28,7 @@ else
         "install one (on Debian 12 or newer: apt-get install python3 python3-venv) or name one: make setup PYTHON=/path/to/python"
 fi
 
-# 2. The virtual environment. One that is whole and of the wanted version is kept, so that a new lock is a small step.
+# 2. The virtual environment. A working one of the right version is kept, so that a changed lock installs quickly.
 if [ -x .venv/bin/python ] && fits .venv/bin/python &&
     { [ -z "${PYTHON:-}" ] || [ "$(minor .venv/bin/python)" = "$(minor "$python")" ]; }; then
     .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
@@ -37,25 +38,19 @@ else
         may_install || stop "$python cannot make virtual environments; run: sudo apt-get install $package"
         apt_install "$package"
     fi
-    echo "making .venv with $("$python" --version) ($(command -v "$python"))"
+    echo "creating .venv with $("$python" --version) ($(command -v "$python"))"
     rm -rf .venv
     "$python" -m venv .venv
 fi
 
-# 3. The pinned packages: with uv for speed; with pip where uv cannot (pip knows this machine's mirrors and proxies).
+# 3. The pinned packages and the checkout itself.
 echo "installing the packages of requirements/lock.txt"
-export PIP_DISABLE_PIP_VERSION_CHECK=1
-.venv/bin/python -m pip install -q -r requirements/uv.txt
-.venv/bin/uv pip install -q --python .venv/bin/python -r requirements/lock.txt || {
-    echo "uv could not install them (its own words are above); trying pip, which takes longer"
-    .venv/bin/python -m pip install -q -r requirements/lock.txt ||
-        stop "the packages of requirements/lock.txt could not be installed (pip's own words are above); mend that and run make setup again"
-}
-.venv/bin/python -m pip install -q --no-deps --no-build-isolation -e . ||
-    stop "the checkout itself could not be installed into .venv (pip's own words are above)"
+sh requirements/install.sh .venv || stop "fix the error above and run make setup again"
+.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . ||
+    stop "the checkout itself could not be installed into .venv (pip's messages are above)"
 
-# 4. System libraries to render without a screen. A machine with its own EGL driver does without them, so no right to
-# install them is no reason to stop: `make doctor` renders a frame and tells.
+# 4. System libraries for rendering without a screen. A machine with its own EGL driver works without them, so a user
+# who may not install them gets a note, not an error; `make doctor` renders a frame to check.
 if [ "$(uname)" = Linux ] && command -v dpkg-query >/dev/null; then
     missing=
     for package in libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri; do
@@ -63,7 +58,7 @@ if [ "$(uname)" = Linux ] && command -v dpkg-query >/dev/null; then
     done
     if [ -n "$missing" ]; then
         if may_install; then
-            # shellcheck disable=SC2086  # one word a package
+            # shellcheck disable=SC2086  # one word per package
             apt_install $missing
         else
             echo "note: rendering without a screen needs system packages that only root may install:" >&2

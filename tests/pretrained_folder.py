@@ -1,4 +1,4 @@
-"""Writes small folders of pretrained weights, of random numbers."""
+"""Writes small folders of pretrained weights with random numbers in them."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from flax import nnx
 
 from mllm_act import parameters
 from mllm_act.models.mllm import MLLM, MLLMConfig
-from mllm_act.policy import prompt as prompts
+from mllm_act.policy.prompt import train_text_tokenizer
 from mllm_act.weights import folder, safetensors
 from mllm_act.weights.tensors import Tensor
 
@@ -18,19 +18,19 @@ from mllm_act.weights.tensors import Tensor
 def write(
     out: Path, config: MLLMConfig, texts: list[str], largest_id: int
 ) -> dict[str, np.ndarray]:
-    """Writes what ``mllm_act.import_hf`` would of a model's vision encoder and language model.
+    """Writes a folder as ``mllm_act.import_hf`` does, with a vision encoder and a language model.
 
     Args:
       out: the folder to make.
       config: the sizes.
-      texts: the tokenizer is learnt from them.
-      largest_id: its ids stay below.
+      texts: the text tokenizer is trained on them.
+      largest_id: its ids stay below this.
 
     Returns:
-      The arrays by path in ``MLLM``, in bfloat16 but for norms and biases.
+      The arrays by path in ``MLLM``, in bfloat16 except norms and biases.
     """
     plain = dataclasses.replace(
-        config, language=dataclasses.replace(config.language, lora=None), weights="bfloat16"
+        config, language=dataclasses.replace(config.language, lora=None), weight_dtype="bfloat16"
     )
     shapes = parameters.flatten(nnx.state(nnx.eval_shape(lambda: MLLM(plain, nnx.Rngs(0)))))
     draw = np.random.default_rng(0)
@@ -48,5 +48,5 @@ def write(
     sources = [{"source": "random", "revision": "0"}]
     meta = {"config": dataclasses.asdict(config), "sources": sources}
     (out / folder.META).write_text(json.dumps(meta))
-    (out / folder.TOKENIZER).write_text(prompts.train_tokenizer(texts, largest_id))
+    (out / folder.TOKENIZER).write_text(train_text_tokenizer(texts, largest_id))
     return arrays

@@ -1,4 +1,4 @@
-"""The doctor on this machine, whole and broken: real children, real EGL, a real lock."""
+"""The doctor on a working and on a broken machine: real child processes, EGL and lock file."""
 
 import os
 import subprocess
@@ -10,6 +10,8 @@ import pytest
 from mllm_act import doctor
 from mllm_act.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -20,18 +22,18 @@ def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def test_whole_machine_passes_with_one_line_a_check() -> None:
-    done = run_doctor()
-    assert done.returncode == 0, done.stdout + done.stderr
-    *lines, closing = done.stdout.splitlines()
+def test_a_working_machine_passes_with_one_line_per_check() -> None:
+    result = run_doctor()
+    assert result.returncode == 0, result.stdout + result.stderr
+    *lines, closing = result.stdout.splitlines()
     assert [line.split()[1] for line in lines] == list(doctor.CHECKS)
     assert {line.split()[0] for line in lines} <= {"ok", "note"}
     assert "make demo" in closing
 
 
 def test_help_says_what_it_does() -> None:
-    done = run_doctor("--help")
-    assert done.returncode == 0 and "says the mend" in done.stdout
+    result = run_doctor("--help")
+    assert result.returncode == 0 and "Checks this machine and suggests fixes." in result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="EGL is Linux's")
@@ -40,23 +42,25 @@ def test_no_egl_driver_fails_and_names_the_packages(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MUJOCO_GL", "egl")
     finding = doctor.rendering()
     assert finding.status == "fail" and "EGL" in finding.text
-    assert "\n" not in finding.text and "libegl1" in finding.mend
+    assert "\n" not in finding.text and "libegl1" in finding.fix
 
 
 def test_a_check_whose_process_aborts_is_a_failure() -> None:
-    finding = doctor.child("import os; os.abort()", "the mend")
-    assert finding == doctor.Finding("fail", "the process was killed by signal 6", "the mend")
+    finding = doctor.child("import os; os.abort()", "the fix")
+    assert finding == doctor.Finding("fail", "the process was killed by signal 6", "the fix")
 
 
 def test_a_failure_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
     monkeypatch.setattr(sys, "argv", ["doctor"])
     monkeypatch.setattr(doctor, "CHECKS", {"python": doctor.python, "jax": doctor.jax})
-    with pytest.raises(UserError, match=r"^1 of 2 checks failed \(jax\); mends are above$"):
+    with pytest.raises(
+        UserError, match=r"^1 of 2 checks failed \(jax\); fixes are suggested above$"
+    ):
         doctor.main()
 
 
-def test_packages_tells_missing_from_different(tmp_path: Path) -> None:
+def test_packages_distinguishes_missing_from_different(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text("# pins\nnumpy==0.0.1\npip==0 ; sys_platform == 'no-such'\n")
     finding = doctor.packages(lock)
@@ -64,5 +68,5 @@ def test_packages_tells_missing_from_different(tmp_path: Path) -> None:
     lock.write_text("numpy==0.0.1\nno-such-package-here==1\n")
     finding = doctor.packages(lock)
     assert finding.status == "fail" and "no-such-package-here" in finding.text
-    assert finding.mend == "make setup"
+    assert finding.fix == "make setup"
     assert doctor.packages(tmp_path / "none").status == "note"

@@ -13,22 +13,25 @@ import orbax.checkpoint as ocp
 import pytest
 
 from data_pipelines.reading import pipeline, rlds
-from mllm_act import config as configuration
 from mllm_act import evaluate, report, train, train_tokenizer
-from mllm_act.action_tokenizer import checkpoint as tokenizer_checkpoint
+from mllm_act.action_tokenizer.checkpoint import load_tokenizer, tokenizer_arrays
 from mllm_act.checkpoints import checkpoint
+from mllm_act.config import load_config
 from mllm_act.envs.base import Job
 from mllm_act.envs.play import Episode
+from mllm_act.envs.results import summarize
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("drawer-close-v3", "handle-press-v3")
 
 
 def configure(file: str, **overrides: Any) -> Any:
-    config = configuration.load(str(ROOT / "configs" / file))
+    config = load_config(str(ROOT / "configs" / file))
     for key, value in overrides.items():
         node, _, name = key.rpartition(".")
         (config[node] if node else config)[name] = value
@@ -80,11 +83,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimizer_state(
     home: Path,
 ) -> None:
-    tokenizer = tokenizer_checkpoint.load(home / "tokenizer")
+    tokenizer = load_tokenizer(home / "tokenizer")
     workdir, step = checkpoint.find(home / "policy")
     read = ocp.StandardCheckpointer().restore
     frozen = read(workdir / "frozen" / "arrays")
-    expected = tokenizer_checkpoint.variables(tokenizer.model)
+    expected = tokenizer_arrays(tokenizer.model)
     assert {f"adapters/metaworld/tokenizer/{name}" for name in expected} == frozen.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(
@@ -155,9 +158,11 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
         images = {c: jnp.array(frames[:, start : t + 1]) for c, frames in episode["images"].items()}
         latents = network.mllm.latents(images)
         mask = jnp.ones(latents.shape[:2], bool)
-        past = network.adapter.encode(jnp.array(episode["action"][:, start : t + 1]))
-        tokens = network.act(reading, latents, mask, jnp.array(episode["proprio"][:, t]), past)
-        np.testing.assert_allclose(acted[t], network.adapter.decode(tokens)[0], atol=1e-5)
+        past = network.adapters[policy.name].encode(jnp.array(episode["action"][:, start : t + 1]))
+        proprio = jnp.array(episode["proprio"][:, t])
+        tokens = network.act(policy.name, reading, latents, mask, proprio, past)
+        expected = network.adapters[policy.name].decode(tokens)[0]
+        np.testing.assert_allclose(acted[t], expected, atol=1e-5)
 
 
 def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
@@ -174,7 +179,7 @@ def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
         found.append([(e.job, e.steps, e.success) for e in episodes])
         assert all(e.success or e.steps == 6 for e in episodes)
     assert found[0] == found[1]
-    rows = evaluate.summarize(episodes)
+    rows = summarize(episodes)
     assert [row["task"] for row in rows] == [*TASKS, "mean"] and rows[-1]["episodes"] == 4
     out, scratch = tmp_path / "run" / "evaluation" / "test", tmp_path / "scratch"
     (out / "videos").mkdir(parents=True)
@@ -217,7 +222,7 @@ def test_an_instruction_longer_than_any_in_training_is_read_and_changes_no_other
     np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
 
 
-def test_an_instruction_that_changes_within_an_episode_is_read_anew(home: Path) -> None:
+def test_an_instruction_that_changes_within_an_episode_is_read_again(home: Path) -> None:
     policy = Policy.load(home / "policy")
     images = {"corner4": np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), np.uint8)}
     proprio, start = np.zeros((2, 4), np.float32), np.ones(2, bool)
@@ -248,8 +253,8 @@ def test_wrong_images_are_refused(home: Path) -> None:
     [
         ({"first": np.array([1])}, r"first: expected bool\[1\]"),
         ({"first": np.array([True, False])}, r"first: expected bool\[1\]"),
-        ({"instructions": "x"}, "instructions: expected a sentence for each episode"),
-        ({"instructions": [3]}, "instructions: expected a sentence for each episode"),
+        ({"instructions": "x"}, "instructions: expected a list with one sentence per episode"),
+        ({"instructions": [3]}, "instructions: expected a list with one sentence per episode"),
         ({"instructions": ["", ""]}, "1 instructions for 1 episodes"),
         ({"proprio": np.full((1, 4), np.nan)}, "proprio: expected finite numbers"),
         ({"proprio": np.zeros((1, 3))}, r"expected proprio\[1, 4\]"),
@@ -268,26 +273,29 @@ def test_wrong_inputs_are_refused(home: Path, wrong: dict[str, Any], message: st
 
 
 def test_a_tokenizers_folder_is_no_policy(home: Path) -> None:
-    with pytest.raises(UserError, match="expected 'network'"):
+    with pytest.raises(UserError, match="expected a policy's checkpoint .* found no network"):
         Policy.load(home / "tokenizer")
     with pytest.raises(UserError, match="found no whole checkpoint"):
         Policy.load(home / "data")
 
 
-@pytest.mark.parametrize(
-    ("lacking", "message"),
-    [("statistics", "expected 'statistics'"), ("tokenizer", "expected the rvq tokenizer in it")],
-)
-def test_a_checkpoint_without_what_acting_needs_is_refused(
-    home: Path, tmp_path: Path, lacking: str, message: str
-) -> None:
+def test_a_checkpoint_without_what_acting_needs_is_refused(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "policy" / "checkpoints", tmp_path / "checkpoints")
     [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
     meta = json.loads(path.read_text())
-    if lacking == "tokenizer":
-        meta["network"]["embodiments"]["metaworld"]["tokenizer"] = None
-    else:
-        del meta[lacking]
+    del meta["statistics"]
     path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="found no statistics in it"):
+        Policy.load(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "policy" / "checkpoints", tmp_path / "checkpoints")
+    [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
+    meta = json.loads(path.read_text())
+    del meta["network"]["format"]
+    meta["provenance"] = {"git_commit": "abc123"}
+    path.write_text(json.dumps(meta))
+    message = r"found format 1, written by mllm_act 0.1.0; use that version \(git checkout abc123\)"
     with pytest.raises(UserError, match=message):
         Policy.load(tmp_path)

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mllm_act import config as configuration
 from mllm_act import train
 from mllm_act.checkpoints import checkpoint
+from mllm_act.config import load_config
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.layers import LoRA
 from mllm_act.policy import Policy
 from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/policy/metaworld.py:uniform"
@@ -33,7 +35,7 @@ OVERRIDES: dict[str, Any] = {
     "validate_every": STEPS,
     "log_every": 1,
     "data.batch_size": 2,
-    "bins": 16,
+    "adapter.bins": 16,
 }
 
 
@@ -44,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(data: Path, workdir: Path, **overrides: Any) -> None:
     """Trains in this process."""
-    config = configuration.load(str(ROOT / CONFIG))
+    config = load_config(str(ROOT / CONFIG))
     config.data.directory = str(data)
     for key, value in {**OVERRIDES, **overrides}.items():
         node, _, name = key.rpartition(".")
@@ -167,7 +169,7 @@ def test_a_pretrained_base_is_the_folders_and_its_checkpoint_needs_no_folder_and
     start, base = arrays(tmp_path / "run", "trained"), frozen(tmp_path / "run")
     for path, array in weights.items():
         np.testing.assert_array_equal(base[f"mllm/{path}"], array, err_msg=path)
-    first, bins = preset.model.language.action_tokens, OVERRIDES["bins"]
+    first, bins = preset.model.language.action_tokens, OVERRIDES["adapter.bins"]
     rows = weights["language/embedding"][first : first + bins].astype(np.float32)
     np.testing.assert_array_equal(start["adapters/tiny/embedding"], rows)
     np.testing.assert_array_equal(start["adapters/tiny/head"], rows)
@@ -245,8 +247,8 @@ def test_the_last_good_checkpoint_has_finite_weights(data: Path, tmp_path: Path)
 def test_an_untrained_policy_is_not_taken_for_anothers(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, steps=0)
     run(data, tmp_path, steps=0)
-    with pytest.raises(UserError, match="config.adapter: expected 'uniform'"):
-        run(data, tmp_path, steps=0, adapter="regression")
+    with pytest.raises(UserError, match="config.adapter.bins: expected 16"):
+        run(data, tmp_path, steps=0, **{"adapter.bins": 32})
 
 
 def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> None:
@@ -260,10 +262,10 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"adapter": "rqv"}, "did you mean 'rvq'"),
-        ({"adapter": "rvq"}, "train_tokenizer"),
+        ({"adapter.name": "rqv"}, "did you mean 'rvq'"),
+        ({"adapter.name": "rvq"}, "train_tokenizer"),
         ({"preset": "tinny"}, "did you mean 'tiny'"),
-        ({"bins": 513}, "at most 512 codes"),
+        ({"adapter.bins": 513}, "at most 512 codes"),
         ({"prompt_tokens": 3}, "prompt_tokens"),
         ({"prompt_template": "do it"}, r"expected \{instruction\}"),
         ({"mesh.data": 3}, "config.mesh: expected sizes"),
@@ -273,7 +275,7 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ({"steps": -1}, "config.steps"),
         ({"validation_windows": 0}, "validation_windows"),
         ({"mesh.fsdp": 0}, "config.mesh"),
-        ({"bridge": "perciever"}, "bridge: expected some of projector, perceiver, mixer"),
+        ({"bridge": "perciever"}, "bridge: expected one or more of projector, perceiver, mixer"),
         ({"weight_dtype": "int8"}, "weight_dtype: expected one of float32, bfloat16, float8"),
         (
             {"weight_dtype": "bfloat16"},

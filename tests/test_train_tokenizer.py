@@ -1,4 +1,4 @@
-"""The tokenizer's training program, on a small real RLDS dataset."""
+"""The tokenizer's training program on a small RLDS dataset."""
 
 import json
 import os
@@ -15,13 +15,16 @@ from flax import nnx
 
 from data_pipelines.reading import rlds
 from data_pipelines.reading.episodes import read_actions
-from mllm_act import config as configuration
 from mllm_act import replay, train_tokenizer
-from mllm_act.action_tokenizer import checkpoint, fast, kinds
+from mllm_act.action_tokenizer import fast
+from mllm_act.action_tokenizer.checkpoint import load_tokenizer, tokenizer_arrays
 from mllm_act.checkpoints.checkpoint import Checkpointer
+from mllm_act.config import load_config
 from mllm_act.envs import spec
 from mllm_act.errors import UserError
 from tests.data_pipelines import tiny_rlds
+
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "tokenizer": {"codes": 16, "width": 8, "hidden": 16},
@@ -46,13 +49,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     directory: Path, workdir: Path, variant: str = "rvq", **changes: Any
 ) -> dict[str, np.ndarray]:
-    """Runs the program in this process; returns the variables it saved last."""
-    config = configuration.load(f"configs/tokenizer/metaworld.py:{variant}")
+    """Runs the program in this process; returns the arrays of its last checkpoint."""
+    config = load_config(f"configs/tokenizer/metaworld.py:{variant}")
     for values in (changes,) if variant.startswith("fast") else (SMALL, changes):
         config.update(values)
     config.data.directory = str(directory)
     train_tokenizer.main(config, workdir)
-    return jax.device_get(checkpoint.variables(checkpoint.load(workdir).model))
+    return jax.device_get(tokenizer_arrays(load_tokenizer(workdir).model))
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
@@ -67,13 +70,13 @@ def whole(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def test_what_a_run_leaves(directory: Path, whole: Path) -> None:
+def test_metrics_report_and_checkpoint_of_a_run(directory: Path, whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     for name in ("val/mse", "val/rmse_dx_m", "val/use_0", "val/perplexity_1", "train/loss"):
         assert np.isfinite(lines[-1][name])
     assert (whole / "report" / "precision.png").stat().st_size > 10_000
-    loaded = checkpoint.load(whole)
+    loaded = load_tokenizer(whole)
     assert loaded.step == 8 and loaded.config.codes == 16
     assert loaded.metadata["action_names"] == list(spec("metaworld").action_names)
     normalized = np.zeros((3, 4), np.float32)
@@ -83,7 +86,7 @@ def test_what_a_run_leaves(directory: Path, whole: Path) -> None:
 def test_resumed_is_uninterrupted_bit_for_bit(
     directory: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after step 6, of which the checkpoint of step 4 is left."""
+    """Interrupted after step 6; the newest checkpoint is that of step 4."""
     write = train_tokenizer.MetricsWriter.write
 
     def interrupted(self: Any, step: int, scalars: Any) -> None:
@@ -94,9 +97,9 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_tokenizer.MetricsWriter, "write", interrupted)
         run(directory, tmp_path)
-    assert checkpoint.load(tmp_path).step == 4
+    assert load_tokenizer(tmp_path).step == 4
     resumed = run(directory, tmp_path)
-    expected = jax.device_get(checkpoint.variables(checkpoint.load(whole).model))
+    expected = jax.device_get(tokenizer_arrays(load_tokenizer(whole).model))
     assert resumed.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
@@ -104,13 +107,13 @@ def test_resumed_is_uninterrupted_bit_for_bit(
 
 
 def test_a_loaded_tokenizer_encodes_as_the_saved_one(whole: Path) -> None:
-    one, two = (checkpoint.load(whole).model for _ in range(2))
+    first, second = (load_tokenizer(whole).model for _ in range(2))
     actions = jnp.array(np.random.default_rng(0).uniform(-1, 1, (50, 4)), jnp.float32)
-    np.testing.assert_array_equal(one.encode(actions), two.encode(actions))
-    graph, state = nnx.split(one)
+    np.testing.assert_array_equal(first.encode(actions), second.encode(actions))
+    graph, state = nnx.split(first)
     merged = nnx.merge(graph, state)
     np.testing.assert_array_equal(
-        merged.decode(one.encode(actions)), two.decode(two.encode(actions))
+        merged.decode(first.encode(actions)), second.decode(second.encode(actions))
     )
 
 
@@ -118,27 +121,27 @@ def test_a_loaded_tokenizer_encodes_as_the_saved_one(whole: Path) -> None:
 def test_a_tokenizer_of_chunks(
     directory: Path, tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its statistics stay those of single actions, its report is of all steps, and there is no replay."""
+    """Its statistics are of single actions, its report covers all steps, and there is no replay."""
     run(directory, tmp_path, variant, replay=True)
     printed = capsys.readouterr().out
-    assert "No replay: it needs chunk 1" in printed and "tokens for 3 actions" in printed
-    loaded = checkpoint.load(tmp_path)
-    assert kinds.kind(loaded.config) == variant.split(",")[0]
+    assert "No replay: it needs chunk=1" in printed and "tokens for 3 actions" in printed
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.config.kind == variant.split(",")[0]
     assert (loaded.config.action_dim, loaded.config.chunk) == (4, 3)
     assert len(loaded.statistics.action.min) == 4
     codes = loaded.model.encode(jnp.zeros((2, 12)))
     assert loaded.model.decode(codes).shape == (2, 12)
-    found = json.loads((tmp_path / "report" / "precision.json").read_text())
-    names = [row["name"] for row in found["dimensions"]]
-    assert names == ["dx", "dy", "dz", "gripper"] and (found["actions"], found["chunk"]) == (15, 3)
+    summary = json.loads((tmp_path / "report" / "precision.json").read_text())
+    assert [row["name"] for row in summary["dimensions"]] == ["dx", "dy", "dz", "gripper"]
+    assert (summary["actions"], summary["chunk"]) == (15, 3)
     assert (tmp_path / "report" / "precision.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="single actions, found one of chunks of 3"):
         replay.measure(loaded.model, loaded.statistics, "metaworld", ["reach-v3"], tmp_path)
 
 
-def test_fast_is_fitted_once_and_comes_back_as_it_was(directory: Path, tmp_path: Path) -> None:
+def test_fast_is_fitted_once_and_loads_unchanged(directory: Path, tmp_path: Path) -> None:
     first = run(directory, tmp_path, "fast")
-    loaded = checkpoint.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded.step == 0 and loaded.config.chunk == 8 and loaded.config.codes <= 512
     dataset = rlds.open_dataset(directory)
     statistics = loaded.statistics.chunked(8)
@@ -156,7 +159,7 @@ def test_fast_is_fitted_once_and_comes_back_as_it_was(directory: Path, tmp_path:
         run(directory, tmp_path, "rvq")
 
 
-def test_another_config_does_not_go_on(directory: Path, whole: Path) -> None:
+def test_another_config_cannot_resume(directory: Path, whole: Path) -> None:
     with pytest.raises(UserError, match=r"config.quantizer.*expected .*0.95.*another --workdir"):
         run(directory, whole, quantizer={"decay": 0.5})
 
@@ -179,14 +182,14 @@ def test_bad_settings(directory: Path, tmp_path: Path) -> None:
         ("fast,chunk=many", "found chunk=many"),
     ):
         with pytest.raises(UserError, match=words):
-            configuration.load(f"configs/tokenizer/metaworld.py:{variant}")
+            load_config(f"configs/tokenizer/metaworld.py:{variant}")
 
 
-def test_a_checkpoint_that_is_no_tokenizers(tmp_path: Path) -> None:
+def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(3, {"model": {"a": jnp.zeros(2)}}, {"step": 3})
     with pytest.raises(UserError, match="expected the key 'tokenizer'"):
-        checkpoint.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load
+from mllm_act.config import load_config
 
 
 def get_config(variant: str = "semlang") -> ConfigDict:
     """Returns the config of ``adapter[,preset=NAME]``."""
-    config = load(f"{Path(__file__).parent / 'common.py'}:{variant}")
+    config = load_config(f"{Path(__file__).parent / 'common.py'}:{variant}")
     config.prompt_template = (
         "Prompt: Control the red triangle to complete the instruction using left, right, forward, pick, drop and "
         "toggle. USER: {instruction} ASSISTANT: "

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load
+from mllm_act.config import load_config
 
 
 def get_config(variant: str = "semlang") -> ConfigDict:
     """Returns the config of an adapter; see babyai.py, whose values these replace."""
-    config = load(f"{Path(__file__).parent / 'babyai.py'}:{variant},preset=tiny_grid")
+    config = load_config(f"{Path(__file__).parent / 'babyai.py'}:{variant},preset=tiny_grid")
     config.prompt_template = "{instruction}"  # what is the same in all prompts tells nothing here
     config.prompt_tokens = 6
     config.data.directory = "data/goto"

@@ -1,13 +1,14 @@
-"""What the configs of all environments have in common: every key there is, with its value where they say nothing.
+"""What the configs of all environments share: every key, with its default.
 
-Variants: the adapter; then ``,preset=NAME``: ``tiny`` or ``tiny_grid``, all of it trained from scratch, or
-``smollm2_vit_s`` or ``llava_1_5_7b``, of which LoRA, bridge and adapter are trained and the rest is pretrained:
-``make pretrained`` or ``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904,
-appendix, table 3, where it states them.
+Variants: the adapter, then ``,preset=NAME``. ``tiny`` and ``tiny_grid`` are trained from scratch. Of ``smollm2_vit_s``
+and ``llava_1_5_7b`` LoRA, bridge and adapter are trained; the rest is pretrained, and ``make pretrained`` or
+``mllm_act.import_hf`` puts it into ``pretrained/NAME``. Values are those of arXiv 2406.07904, appendix, table 3, where
+it states them.
 """
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
+from mllm_act.adapters import adapter_settings
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 
@@ -23,27 +24,27 @@ def get_config(variant: str) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
-    config.adapter = adapter
+    config.adapter = ConfigDict(
+        {"name": adapter, **adapter_settings(adapter)}
+    )  # see mllm_act/adapters/
     config.preset = chosen.get("preset", "tiny")
-    # A folder of mllm_act.import_hf, "" for random weights.
-    starts_from = presets.get(config.preset).text_tokenizer
-    config.pretrained = f"pretrained/{config.preset}" if starts_from == "pretrained" else ""
-    # Of the model. "" and None: as the preset has it.
+    # A folder made by mllm_act.import_hf; "" for random weights.
+    is_pretrained = presets.get(config.preset).text_tokenizer == "pretrained"
+    config.pretrained = f"pretrained/{config.preset}" if is_pretrained else ""
+    # The model. "" and None: as in the preset.
     config.bridge = ""  # projector, perceiver, mixer, film, or several in their order with commas
-    config.weight_dtype = ""  # how frozen matrices are held: float32, bfloat16 or float8
-    config.remat = ""  # what the backward pass computes again: none, projections or full
+    config.weight_dtype = ""  # of frozen matrices: float32, bfloat16 or float8
+    config.remat = ""  # what the backward pass recomputes: none, projections or full
     config.lora = ConfigDict({
         "targets": "", "rank": placeholder(int), "alpha": placeholder(float), "dropout": placeholder(float),
     })  # fmt: skip
     config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
 
-    # Of the embodiment; see mllm_act/training/embodiments.py.
+    # The embodiment; see mllm_act/training/embodiments.py.
     config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
     config.prompt_tokens = 48  # prompts are padded to this many tokens
-    config.chunk = 8 if adapter == "fast" else 1  # how many actions one decision holds
+    config.chunk = 8 if adapter == "fast" else 1  # actions per decision
     config.actions = ()  # names of discrete actions; (): the environment's own
-    config.hidden = 2048  # width of the MLP of regression and categorical
-    config.bins = 512  # of the uniform adapter, a dimension
     config.tokenizer = ""  # workdir of train_tokenizer; needed by vq, rvq and fast
 
     config.data = ConfigDict()
@@ -53,7 +54,7 @@ def get_config(variant: str) -> ConfigDict:
     config.data.shuffle_megabytes = 256
 
     config.epochs = 3.0  # over the steps of the demonstrations
-    config.steps = placeholder(int)  # updates; where given, it overrides epochs
+    config.steps = placeholder(int)  # updates; overrides epochs
     config.optimizer = ConfigDict({
         "learning_rate": 3e-4, "warmup": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "max_grad_norm": 1.0,
     })  # fmt: skip

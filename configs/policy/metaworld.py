@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load
+from mllm_act.config import load_config
 
 
 def get_config(variant: str = "rvq") -> ConfigDict:
     """Returns the config of ``adapter[,preset=NAME]``."""
-    config = load(f"{Path(__file__).parent / 'common.py'}:{variant}")
+    config = load_config(f"{Path(__file__).parent / 'common.py'}:{variant}")
     config.data.directory = "data/metaworld"
     config.data.context = 3
     return config

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load
+from mllm_act.config import load_config
 
 
 def get_config(variant: str = "rvq") -> ConfigDict:
     """Returns the config of an adapter; see metaworld.py, whose values these replace."""
-    config = load(f"{Path(__file__).parent / 'metaworld.py'}:{variant}")
+    config = load_config(f"{Path(__file__).parent / 'metaworld.py'}:{variant}")
     config.optimizer.learning_rate = 1e-3
     config.steps = 1200
     config.prompt_tokens = 24

@@ -1,19 +1,19 @@
-"""Fine-tunes one policy on the demonstrations of several environments, each with an adapter of its own.
+"""Fine-tunes one policy on the demonstrations of several environments, each with its own adapter.
 
     python -m mllm_act.train --config=configs/policy/mixture.py:metaworld=rvq,babyai=semlang --workdir=runs/mixture \
         --config.mixture.metaworld.tokenizer=runs/metaworld/tokenizer_rvq --config.mixture.babyai.weight=2
     python -m mllm_act.evaluate --checkpoint=runs/mixture --env=babyai --split=synonyms
 
-Variants: ``ENVIRONMENT=ADAPTER`` for each, with commas; then ``,preset=NAME``. Every batch holds windows of all of
-them, in numbers that follow the weights. ``config.mixture.ENVIRONMENT`` has the keys that the environment's own config
-has for itself; all others are those of the first one's.
+Variants: ``ENVIRONMENT=ADAPTER`` for each, separated by commas; then ``,preset=NAME``. Every batch contains windows of
+all of them, in proportion to their weights. ``config.mixture.ENVIRONMENT`` has the keys that belong to one environment;
+all other keys are those of the first environment's config.
 """
 
 from pathlib import Path
 
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load
+from mllm_act.config import load_config
 from mllm_act.training.embodiments import KEYS
 
 HERE = Path(__file__).parent
@@ -23,7 +23,10 @@ def get_config(variant: str = "metaworld=rvq,babyai=semlang") -> ConfigDict:
     """Returns the config of ``environment=adapter,...[,preset=NAME]``."""
     chosen = dict(part.partition("=")[::2] for part in variant.split(","))
     preset = chosen.pop("preset", "tiny")
-    own = {name: load(f"{HERE / name}.py:{kind},preset={preset}") for name, kind in chosen.items()}
+    own = {
+        name: load_config(f"{HERE / name}.py:{kind},preset={preset}")
+        for name, kind in chosen.items()
+    }
     config = next(iter(own.values())).copy_and_resolve_references()
     mixture = ConfigDict()
     for name, one in own.items():

@@ -1,4 +1,4 @@
-"""Reads episodes from the TFRecord files of an RLDS dataset, and names what is wrong with one."""
+"""Reads and checks episodes from the TFRecord files of an RLDS dataset."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.reading.records import MEND
+from data_pipelines.reading.records import FIX
 from data_pipelines.reading.rlds import ACTION, EPISODE, IMAGE, INSTRUCTION, PROPRIO, Dataset, Split
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
@@ -16,54 +16,55 @@ from mllm_act.normalization import expect_chunk
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """All steps of a split in the order of its files, without images; E episodes, n steps."""
+    """All steps of a split in file order, without images: E episodes, n steps."""
 
-    action: Float[np.ndarray, "n A"]  # float32, in the environment's own numbers
+    action: Float[np.ndarray, "n A"]  # float32, in the environment's own units
     proprio: Float[np.ndarray, "n P"]  # float32
-    episode: Int[np.ndarray, " n"]  # int32, which of the E episodes the step belongs to
+    episode: Int[np.ndarray, " n"]  # int32, index of the step's episode, below E
     tasks: tuple[str, ...]  # [E]
-    instructions: tuple[str, ...]  # [E], of the first step
+    instructions: tuple[str, ...]  # [E], that of the first step
     configurations: Int[np.ndarray, " E"]  # int32
-    lengths: Int[np.ndarray, " E"]  # int32, steps
+    lengths: Int[np.ndarray, " E"]  # int32, steps per episode
 
     def chunked(self, chunk: int) -> Float[np.ndarray, "n C"]:
-        """Returns of each step its action and the ``chunk`` - 1 that follow in one row, float32[n, chunk * A].
+        """Returns each step's action and the ``chunk`` - 1 that follow it, one row per step: float32[n, chunk * A].
 
-        Time comes first: ``row.reshape(chunk, A)``. Past its end an episode's last action is repeated, as in the
-        pipeline's batches. Host memory: twice the 4 ``chunk`` A bytes a step of the result.
+        Time is the first axis: ``row.reshape(chunk, A)``. Past the end of an episode its last action is repeated, as in
+        the batches of the pipeline. Host memory: 8 ``chunk`` A bytes per step, twice the size of the result.
 
         Raises:
-          UserError: if ``chunk`` is below 1.
+          UserError: ``chunk`` is below 1.
         """
         expect_chunk(chunk)
         step, last = np.arange(len(self.action)), np.cumsum(self.lengths)[self.episode] - 1
-        ahead = [self.action[np.minimum(step + further, last)] for further in range(chunk)]
-        return np.concatenate(ahead, axis=1)
+        columns = [self.action[np.minimum(step + offset, last)] for offset in range(chunk)]
+        return np.concatenate(columns, axis=1)
 
 
 def read_actions(dataset: Dataset, split: str) -> Actions:
-    """Reads the actions and proprioception of a whole split; images are neither decoded nor kept.
+    """Reads the actions and proprioception of a whole split, without images.
 
-    Host memory: 4 (A + P + 1) bytes a step.
+    Host memory: 4 (A + P + 1) bytes per step.
 
     Raises:
-      UserError: a corrupt record; a NaN or infinite action or proprioception.
+      UserError: a record is corrupt, or an action or proprioception is not finite.
     """
-    episodes = [one for _, one in read_episodes(dataset, dataset.split(split), images=False)]
-    lengths = np.array([len(one["action"]) for one in episodes], np.int32)
+    records = read_episodes(dataset, dataset.split(split), images=False)
+    episodes = [episode for _, episode in records]
+    lengths = np.array([len(episode["action"]) for episode in episodes], np.int32)
     return Actions(
-        action=np.concatenate([one["action"] for one in episodes]),
-        proprio=np.concatenate([one["proprio"] for one in episodes]),
+        action=np.concatenate([episode["action"] for episode in episodes]),
+        proprio=np.concatenate([episode["proprio"] for episode in episodes]),
         episode=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
-        tasks=tuple(one["task"].decode() for one in episodes),
-        instructions=tuple(one["instruction"][0].decode() for one in episodes),
-        configurations=np.array([one["configuration"] for one in episodes], np.int32),
+        tasks=tuple(episode["task"].decode() for episode in episodes),
+        instructions=tuple(episode["instruction"][0].decode() for episode in episodes),
+        configurations=np.array([episode["configuration"] for episode in episodes], np.int32),
         lengths=lengths,
     )
 
 
 def parse(record: tf.Tensor, dataset: Dataset, images: bool = True) -> dict[str, Any]:
-    """Parses one episode of L steps; images stay encoded.
+    """Parses one episode of L steps, as tensors. Images stay encoded.
 
     Returns:
       ``images`` {camera: string[L]}, ``action`` float32[L, A], ``proprio`` float32[L, P],
@@ -83,25 +84,28 @@ def parse(record: tf.Tensor, dataset: Dataset, images: bool = True) -> dict[str,
     }
     cameras = dataset.cameras if images else ()
     spec.update({IMAGE + camera: steps((), tf.string) for camera in cameras})
-    found = tf.io.parse_single_example(record, spec)
+    values = tf.io.parse_single_example(record, spec)
     return {
-        "images": {camera: found[IMAGE + camera] for camera in cameras},
-        "action": found[ACTION],
-        "proprio": found[PROPRIO],
-        "instruction": found[INSTRUCTION],
-        "task": found[EPISODE + "task"],
-        "configuration": found[EPISODE + "configuration"],
-        "episode": found[EPISODE + "episode"],
+        "images": {camera: values[IMAGE + camera] for camera in cameras},
+        "action": values[ACTION],
+        "proprio": values[PROPRIO],
+        "instruction": values[INSTRUCTION],
+        "task": values[EPISODE + "task"],
+        "configuration": values[EPISODE + "configuration"],
+        "episode": values[EPISODE + "episode"],
     }
 
 
 def read_episodes(
     dataset: Dataset, split: Split, images: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (where, episode) as numpy, file by file in order, each checked.
+    """Yields (location, episode) for every record in file order, as checked numpy arrays.
+
+    The location is the file and the number of the record in it, for error messages.
 
     Raises:
-      UserError: naming file and record, and the key, task, episode and step where there is one.
+      UserError: a record is corrupt, does not match ``features.json``, has keys of different lengths, or holds a value
+        that is not finite. The message has file and record, and task, episode, step and key where they are known.
     """
     for path in split.files:
         records = tf.data.TFRecordDataset(str(path))
@@ -109,71 +113,69 @@ def read_episodes(
         number = -1
         while True:
             number += 1
-            where = f"{path}: record {number}"
+            location = f"{path}: record {number}"
             try:
-                one = tf.nest.map_structure(lambda tensor: tensor.numpy(), next(parsed))
+                episode = tf.nest.map_structure(lambda tensor: tensor.numpy(), next(parsed))
             except StopIteration:
                 break
             except tf.errors.DataLossError as error:
-                raise UserError(f"{where} is corrupt: {_line(error)}; {MEND}") from None
+                raise UserError(f"{location} is corrupt: {_first_line(error)}; {FIX}") from None
             except tf.errors.InvalidArgumentError as error:
                 raise UserError(
-                    f"{where}: expected what features.json says, found {_line(error)}; {MEND}"
+                    f"{location}: expected the features of features.json, found {_first_line(error)}; {FIX}"
                 ) from None
-            _check(where, one)
-            yield where, one
+            _check_episode(location, episode)
+            yield location, episode
 
 
-def _check(where: str, episode: dict[str, Any]) -> None:
-    where = f"{where} (task {episode['task'].decode()!r}, episode {episode['episode']})"
+def _check_episode(location: str, episode: dict[str, Any]) -> None:
+    location = f"{location} (task {episode['task'].decode()!r}, episode {episode['episode']})"
     per_step = {ACTION: episode["action"], PROPRIO: episode["proprio"]}
     lengths = {key: len(values) for key, values in per_step.items()}
     lengths[INSTRUCTION] = len(episode["instruction"])
     lengths |= {IMAGE + camera: len(encoded) for camera, encoded in episode["images"].items()}
     if len(set(lengths.values())) != 1 or not lengths[ACTION]:
-        found = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise UserError(
-            f"{where}: expected the same number of steps, at least one, of each key, "
-            f"found {found}; {MEND}"
+            f"{location}: expected the same number of steps, at least one, for every key, found {listing}; {FIX}"
         )
     for key, values in per_step.items():
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             step, dimension = bad[0]
             raise UserError(
-                f"{where}, step {step}: {key}[{dimension}]: expected a finite number, found "
-                f"{values[step, dimension]}; write the dataset anew with "
-                "python -m data_pipelines.generate"
+                f"{location}, step {step}: {key}[{dimension}]: expected a finite number, found "
+                f"{values[step, dimension]}; regenerate the dataset with python -m data_pipelines.generate"
             )
 
 
 def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:
-    """Finds the record that stopped the pipeline, by reading the split once more, and names it."""
+    """Reads the split again to find the record that stopped the pipeline; returns the error that describes it."""
     try:
-        for where, episode in read_episodes(dataset, split):
-            for camera, frames in episode["images"].items():
-                _check_images(where, camera, frames, dataset.image_shapes[camera])
-    except UserError as found:
-        return found
+        for location, episode in read_episodes(dataset, split):
+            for camera, images in episode["images"].items():
+                _check_images(location, camera, images, dataset.image_shapes[camera])
+    except UserError as explanation:
+        return explanation
     return UserError(
-        f"{dataset.directory}: reading split {split.name!r} failed, found {_line(error)}; "
-        "every record read well a second time: look at the disk, then start again"
+        f"{dataset.directory}: expected to read split {split.name!r}, found {_first_line(error)}; "
+        "a second read found no error: check the disk, then start again"
     )
 
 
-def _check_images(where: str, camera: str, frames: Any, shape: tuple[int, int, int]) -> None:
-    for step, encoded in enumerate(frames):
+def _check_images(location: str, camera: str, images: Any, shape: tuple[int, int, int]) -> None:
+    for step, encoded in enumerate(images):
         try:
-            found = str(tuple(tf.io.decode_jpeg(encoded).shape))
+            result = str(tuple(tf.io.decode_jpeg(encoded).shape))
         except tf.errors.InvalidArgumentError as error:
-            found = _line(error)
-        if found != str(shape):
+            result = _first_line(error)
+        if result != str(shape):
             raise UserError(
-                f"{where}, step {step}: {IMAGE}{camera}: expected a JPEG image of shape {shape}, "
-                f"found {found}; {MEND}"
+                f"{location}, step {step}: {IMAGE}{camera}: expected a JPEG image of shape {shape}, "
+                f"found {result}; {FIX}"
             )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     message = getattr(error, "message", None) or str(error)
     return message.strip().splitlines()[0].split(" [Op:")[0]

@@ -1,9 +1,8 @@
-"""Batches of several datasets at once, for one model of several robots.
+"""Batches from several datasets at once, to train one model for several robots.
 
-Each dataset keeps its own shuffle, its own epochs and its own sizes of pictures, proprioception and
-action, so a batch of a mixture is a batch of each. Every step holds the same number of windows of
-each: what a model sees of a dataset follows its weight, not its size, and small sets are read more
-often.
+A batch of a mixture holds one batch per dataset, because datasets differ in the sizes of their images, proprioception
+and actions. Each dataset has its own shuffle buffer and its own epochs. Its share of a batch is fixed by its weight,
+not by its size, so small datasets are repeated more often.
 """
 
 import math
@@ -11,86 +10,86 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from data_pipelines.reading.pipeline import Batch, TrainBatches, expect_memory
+from data_pipelines.reading.pipeline import Arrays, TrainBatches, expect_memory
 from mllm_act.errors import UserError
 
 
 def shares(weights: Mapping[str, float], batch_size: int, multiple: int) -> dict[str, int]:
-    """Returns how many of a batch's windows are of each dataset; they sum to ``batch_size``.
+    """Returns the number of windows of each dataset in a batch; they sum to ``batch_size``.
 
-    Each is a positive multiple of ``multiple``, the parts that devices split a batch into. They are
-    proportional to the weights by largest remainder (equal ones: by name). A dataset whose part
-    would be below one multiple gets one; the others share the rest.
+    Each share is a positive multiple of ``multiple``, the number of parts that a batch is split into over the devices.
+    Shares are proportional to the weights, rounded by largest remainder (ties: by name). A dataset that would get less
+    than one multiple gets one, and the others divide the rest.
 
     Raises:
-      UserError: a weight that is not a finite number above 0, a batch that is no multiple, or one
-        too small for all of them.
+      UserError: a weight is not a finite number above 0, or ``batch_size`` is not a multiple or is too small.
     """
     for name, weight in weights.items():
         if type(weight) not in (int, float) or not 0 < weight < math.inf:
             raise UserError(
                 f"config.mixture.{name}.weight: expected a finite number above 0, found {weight!r}; "
-                "pass its part of the batch, or take the dataset out of the mixture"
+                "set its weight, or remove the dataset from the mixture"
             )
     units = batch_size // multiple
     if batch_size % multiple or units < max(1, len(weights)):
         raise UserError(
-            f"config.data.batch_size: expected a multiple of {multiple}, the parts that devices split "
-            f"a batch into, at least {multiple} for each of {len(weights)} dataset(s), found "
+            f"config.data.batch_size: expected a multiple of {multiple} (a batch is split into {multiple} parts "
+            f"over the devices), at least {multiple} for each of {len(weights)} dataset(s), found "
             f"{batch_size}; pass {multiple * max(len(weights), -(-batch_size // multiple))}"
         )
     exact = {name: Fraction(str(weight)) for name, weight in weights.items()}  # 0.1 is a tenth
     result = dict.fromkeys(weights, 1)
     while True:
-        left, total = units - (len(weights) - len(exact)), sum(exact.values())
-        quota = {name: weight * left / total for name, weight in exact.items()}
+        remaining, total = units - (len(weights) - len(exact)), sum(exact.values())
+        quota = {name: weight * remaining / total for name, weight in exact.items()}
         if min(quota.values()) >= 1:
             break
         exact = {name: weight for name, weight in exact.items() if quota[name] >= 1}
-    result |= {name: math.floor(part) for name, part in quota.items()}
+    result |= {name: math.floor(share) for name, share in quota.items()}
     by_remainder = sorted(quota, key=lambda name: (math.floor(quota[name]) - quota[name], name))
     for name in by_remainder[: units - sum(result.values())]:
         result[name] += 1
     return {name: multiple * count for name, count in result.items()}
 
 
-class MixedBatches(Iterator[dict[str, Batch]]):
-    """The next batch of each of several datasets, by name, without end."""
+class MixedBatches(Iterator[dict[str, Arrays]]):
+    """An endless iterator over ``{dataset: batch}``, with the next batch of every dataset."""
 
     def __init__(self, parts: Mapping[str, TrainBatches]) -> None:
-        """Takes the parts over: nobody else may read from them.
+        """Takes ownership of ``parts``, the batches of each dataset: nothing else may read from them.
 
         Raises:
-          UserError: no parts, or together they need more memory than the host has.
+          UserError: there are no parts, or together they need more memory than the host has.
         """
         if not parts:
             raise UserError(
-                "config.mixture: expected at least one dataset, found none; name one with its "
+                "config.mixture: expected at least one dataset, found none; add one with its "
                 "directory and weight"
             )
         self._parts = dict(parts)
-        self.host_memory_mb = sum(part.host_memory_mb for part in parts.values())
-        expect_memory(f"shuffle_mb of {len(parts)} datasets, batch_size", self.host_memory_mb)
+        self.host_memory_megabytes = sum(part.host_memory_megabytes for part in parts.values())
+        expect_memory(
+            f"shuffle_megabytes of {len(parts)} datasets, batch_size", self.host_memory_megabytes
+        )
 
-    def __next__(self) -> dict[str, Batch]:
+    def __next__(self) -> dict[str, Arrays]:
         """Raises ``UserError`` as ``TrainBatches`` does."""
         return {name: next(part) for name, part in self._parts.items()}
 
     def state(self) -> dict[str, Any]:
-        """Returns the position of each after the batches returned last, as plain JSON values."""
+        """Returns the position of each dataset after the last batch returned, as plain JSON types."""
         return {name: part.state() for name, part in self._parts.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues after the batches at which ``state()`` was taken, bit for bit.
+        """Continues bit for bit after the batch at which ``state()`` was called.
 
         Raises:
-          UserError: the state is of other datasets, or of other data or settings of one of them.
+          UserError: the state has other datasets, or is of other data or settings of one of them.
         """
         if state.keys() != self._parts.keys():
             raise UserError(
-                f"data iterator state: expected the datasets {', '.join(sorted(state))} as when it "
-                f"was saved, found {', '.join(sorted(self._parts))}; resume with those of the "
-                "checkpoint"
+                f"data iterator state: expected the datasets {', '.join(sorted(state))} that it was saved with, "
+                f"found {', '.join(sorted(self._parts))}; resume with the datasets of the checkpoint"
             )
         for name, part in self._parts.items():
             try:

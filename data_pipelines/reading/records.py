@@ -1,16 +1,17 @@
-"""The frame of a TFRecord file, walked without reading the payload: what makes a shard whole.
+"""Checks that a TFRecord file is complete, and returns its checksums, without reading the payloads.
 
-A record is ``uint64 length, uint32 crc(length), payload, uint32 crc(payload)``, little-endian,
-where ``crc`` is a rotated CRC-32C (TensorFlow, ``lib/io/record_writer.h``). Walking the lengths
-finds truncated files, and the payload checksums together identify the content; 16 bytes are read a
-record.
-TensorFlow checks the payloads themselves while it reads them.
+A record is ``uint64 length, uint32 crc(length), payload, uint32 crc(payload)``, little-endian, where ``crc`` is a
+rotated CRC-32C (TensorFlow, ``lib/io/record_writer.h``). The lengths show whether a file is truncated, and the payload
+checksums together identify its content. 16 bytes are read per record. TensorFlow verifies the payloads when it reads
+them.
 """
 
 import struct
 from pathlib import Path
 
 from mllm_act.errors import UserError
+
+FIX = "copy the file again, or regenerate the dataset with python -m data_pipelines.generate"
 
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 _HEADER = struct.Struct("<QI")
@@ -29,7 +30,7 @@ _TABLE = _table()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns the rotated CRC-32C that TFRecord stores."""
+    """Returns the rotated CRC-32C that TFRecord files store."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
@@ -38,7 +39,7 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def payload_checksums(path: Path) -> list[bytes]:
-    """Returns the stored 4-byte payload checksum of every record of a TFRecord file.
+    """Returns the stored payload checksum of every record of a TFRecord file, 4 bytes each.
 
     Raises:
       UserError: the file ends inside a record, or a length does not match its checksum.
@@ -52,20 +53,17 @@ def payload_checksums(path: Path) -> list[bytes]:
             header = file.read(_HEADER.size)
             where = f"{path}: record {len(checksums)} at byte {offset}"
             if len(header) < _HEADER.size:
-                raise UserError(f"{where} is truncated: the file ends inside its header; {MEND}")
+                raise UserError(f"{where} is truncated: the file ends inside its header; {FIX}")
             length, checksum = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != checksum:
-                raise UserError(f"{where} is corrupt: its length fails its checksum; {MEND}")
+                raise UserError(f"{where} is corrupt: its length fails its checksum; {FIX}")
             end = offset + _HEADER.size + length + 4
             if end > size:
                 raise UserError(
                     f"{where} is truncated: expected {end - offset} bytes, found {size - offset}; "
-                    f"{MEND}"
+                    f"{FIX}"
                 )
             file.seek(end - 4)
             checksums.append(file.read(4))
             offset = end
     return checksums
-
-
-MEND = "copy the file again, or write the dataset anew with python -m data_pipelines.generate"

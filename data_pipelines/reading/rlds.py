@@ -1,11 +1,11 @@
-"""Opens an RLDS dataset as TFDS stored it, and says what is in it before anything is read.
+"""Opens and validates an RLDS dataset written by TFDS.
 
-The layout (``data_pipelines.generate`` writes it): episodes of ``steps`` with one or more cameras
-under ``observation/image/<camera>`` (JPEG), ``observation/proprio``, ``action`` and
-``language_instruction``, and ``episode_metadata``. ``metadata.json`` names the actions, their units
-and their scale.
-All shards are checked here to be present and whole in length (see ``records``), so that a broken
-dataset stops a run before it starts; payload checksums are checked by TensorFlow while reading.
+The layout, as ``data_pipelines.generate`` writes it: episodes of ``steps`` with one or more cameras under
+``observation/image/<camera>`` (JPEG), ``observation/proprio``, ``action`` and ``language_instruction``, and
+``episode_metadata``. ``metadata.json`` has the names, units and scale of the actions.
+
+Opening checks that every shard exists and has its full length (see ``records``), so that a broken dataset stops a run
+before it starts. TensorFlow verifies payload checksums when it reads.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.reading.records import MEND, payload_checksums
+from data_pipelines.reading.records import FIX, payload_checksums
 from mllm_act.errors import UserError, nearest
 
 STEPS = "steps/"
 ACTION = STEPS + "action"
 PROPRIO = STEPS + "observation/proprio"
 INSTRUCTION = STEPS + "language_instruction"
-IMAGE = STEPS + "observation/image/"  # followed by the camera
+IMAGE = STEPS + "observation/image/"  # followed by the name of the camera
 EPISODE = "episode_metadata/"
 _TEXT = (INSTRUCTION, EPISODE + "task")
 _INTEGERS = (EPISODE + "configuration", EPISODE + "episode")
@@ -30,12 +30,12 @@ _INTEGERS = (EPISODE + "configuration", EPISODE + "episode")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The files of one split; ``fingerprint`` changes with the bytes of any record."""
+    """The files of one split."""
 
     name: str
     files: tuple[Path, ...]
-    episodes: tuple[int, ...]  # a file
-    fingerprint: str
+    episodes: tuple[int, ...]  # per file
+    fingerprint: str  # changes with the bytes of any record
 
     @property
     def num_bytes(self) -> int:
@@ -44,14 +44,14 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What an RLDS directory holds."""
+    """The description of an RLDS dataset directory."""
 
     directory: Path
     name: str
     image_shapes: Mapping[str, tuple[int, int, int]]  # camera -> (height, width, 3)
     action_dim: int
     proprio_dim: int
-    metadata: Mapping[str, Any]  # the EnvSpec it was recorded with, as plain values
+    metadata: Mapping[str, Any]  # the EnvSpec at recording time, as plain JSON types
     splits: Mapping[str, Split]
 
     @property
@@ -59,16 +59,15 @@ class Dataset:
         return tuple(self.image_shapes)
 
     def split(self, name: str) -> Split:
-        """Returns a split by name; ``UserError`` names the nearest where there is none."""
+        """Returns a split by name. Raises ``UserError``, with the closest name, if it does not exist."""
         if name not in self.splits:
             raise UserError(
-                f"{self.directory}: no split {name!r}; {nearest(name, self.splits)}; "
-                "pass a split that the dataset has"
+                f"{self.directory}: expected a split of the dataset, found {name!r}; {nearest(name, self.splits)}"
             )
         return self.splits[name]
 
     def expect_actions(self, dimensions: int) -> None:
-        """Raises ``UserError`` where the actions have not the number of dimensions expected."""
+        """Raises ``UserError`` if the actions do not have the expected number of dimensions."""
         if dimensions != self.action_dim:
             raise UserError(
                 f"{self.directory / 'features.json'}: {ACTION}: expected {dimensions} dimensions, "
@@ -78,14 +77,13 @@ class Dataset:
 
 
 def open_dataset(directory: str | Path) -> Dataset:
-    """Opens a TFDS dataset directory of the layout above.
+    """Opens a TFDS dataset directory with the layout above.
 
-    Reads the JSON files and the record headers only: milliseconds for thousands of episodes.
+    Reads only the JSON files and the record headers: milliseconds for thousands of episodes.
 
     Raises:
-      UserError: the directory is missing or is no dataset, a feature is missing or of another type,
-        a shard is missing, truncated, or of another number of episodes than ``dataset_info.json``
-        says.
+      UserError: the directory is missing or is not a dataset; a feature is missing or has the wrong type; a shard is
+        missing, truncated, or does not have the number of episodes stated in ``dataset_info.json``.
     """
     directory = Path(directory)
     info = _read_json(directory, "dataset_info.json")
@@ -96,8 +94,8 @@ def open_dataset(directory: str | Path) -> Dataset:
     for key in ("action_names", "action_units", "action_scale"):
         if len(metadata.get(key, ())) != action_dim:
             raise UserError(
-                f"{directory / 'metadata.json'}: {key}: expected one entry for each of the "
-                f"{action_dim} action dimensions, found {metadata.get(key)}; {MEND}"
+                f"{directory / 'metadata.json'}: {key}: expected one entry per action dimension, "
+                f"{action_dim} in all, found {metadata.get(key)}; {FIX}"
             )
     return Dataset(
         directory=directory,
@@ -124,20 +122,20 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         if not directory.is_dir():
             raise UserError(
-                f"{directory}: no such directory; write a dataset with "
+                f"{directory}: no such directory; generate a dataset with "
                 f"python -m data_pipelines.generate --out={directory}"
             ) from None
-        inside = sorted(found.parent for found in directory.glob(f"**/{name}"))
-        mend = f"did you mean {inside[0]}?" if inside else MEND
+        datasets = sorted(file.parent for file in directory.glob(f"**/{name}"))
+        fix = f"did you mean {datasets[0]}?" if datasets else FIX
         raise UserError(
-            f"{path}: expected this file of a TFDS dataset, found none in {directory}; {mend}"
+            f"{path}: expected this file of a TFDS dataset, found none; {fix}"
         ) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: expected JSON, found {error}; {MEND}") from None
+        raise UserError(f"{path}: expected JSON, found {error}; {FIX}") from None
 
 
 def _flatten(feature: dict[str, Any], key: str = "") -> dict[str, dict[str, Any]]:
-    """Returns the leaves of a TFDS feature tree by the names they have in a tf.train.Example."""
+    """Returns the leaves of a TFDS feature tree, keyed by their names in a tf.train.Example."""
     if "sequence" in feature:
         return _flatten(feature["sequence"]["feature"], key)
     if "featuresDict" not in feature:
@@ -152,22 +150,23 @@ def _check_features(path: Path, features: Mapping[str, dict[str, Any]]) -> None:
     for key in (ACTION, PROPRIO, *_TEXT, *_INTEGERS):
         if key not in features:
             raise UserError(
-                f"{path}: {key}: expected this feature; {nearest(key, features)}; "
-                "store the dataset in the layout of data_pipelines/reading/rlds.py"
+                f"{path}: {key}: expected this feature, found none; {nearest(key, features)}; "
+                "store the dataset in the layout described in data_pipelines/reading/rlds.py"
             )
     for key in (ACTION, PROPRIO):
         tensor = features[key].get("tensor", {})
-        found = (tensor.get("dtype"), tensor.get("encoding", "none"), len(_shape(tensor)))
-        if found != ("float32", "none", 1):
+        dtype, encoding = tensor.get("dtype"), tensor.get("encoding", "none")
+        rank = len(_shape(tensor))
+        if (dtype, encoding, rank) != ("float32", "none", 1):
             raise UserError(
-                f"{path}: {key}: expected a float32 vector without encoding, found dtype "
-                f"{found[0]}, encoding {found[1]}, rank {found[2]}; store it so"
+                f"{path}: {key}: expected a float32 vector without encoding, found dtype {dtype}, "
+                f"encoding {encoding}, rank {rank}; convert the dataset"
             )
     cameras = {key: feature for key, feature in features.items() if key.startswith(IMAGE)}
     if not cameras:
         raise UserError(
             f"{path}: {IMAGE}<camera>: expected at least one camera, found none; "
-            "store images in the layout of data_pipelines/reading/rlds.py"
+            "store images in the layout described in data_pipelines/reading/rlds.py"
         )
     for key, feature in cameras.items():
         image = feature.get("image", {})
@@ -175,7 +174,7 @@ def _check_features(path: Path, features: Mapping[str, dict[str, Any]]) -> None:
         if image.get("encodingFormat") != "jpeg" or len(shape) != 3 or shape[2] != 3:
             raise UserError(
                 f"{path}: {key}: expected a JPEG image of shape (height, width, 3), found encoding "
-                f"{image.get('encodingFormat')!r}, shape {shape}; store it so"
+                f"{image.get('encodingFormat')!r}, shape {shape}; convert the dataset"
             )
 
 
@@ -204,17 +203,15 @@ def _open_split(directory: Path, info: dict[str, Any], split: dict[str, Any], sc
         )
         if not path.is_file():
             raise UserError(
-                f"{path}: missing shard {index + 1} of {len(episodes)} of split {split['name']!r}; "
-                f"{MEND}"
+                f"{path}: missing shard {index + 1} of {len(episodes)} of split {split['name']!r}; {FIX}"
             )
         checksums = payload_checksums(path)
         if len(checksums) != expected:
             raise UserError(
-                f"{path}: expected {expected} episodes by dataset_info.json, found "
-                f"{len(checksums)}; {MEND}"
+                f"{path}: expected {expected} episodes (dataset_info.json), found {len(checksums)}; {FIX}"
             )
         digest.update(b"".join([path.name.encode(), *checksums]))
         files.append(path)
     if not sum(episodes):
-        raise UserError(f"{directory}: split {split['name']!r} has no episodes; {MEND}")
+        raise UserError(f"{directory}: split {split['name']!r} has no episodes; {FIX}")
     return Split(split["name"], tuple(files), episodes, digest.hexdigest()[:32])

@@ -1,30 +1,28 @@
-"""Exact statistics of a split's actions and proprioception, computed once and kept in its folder.
+"""Exact statistics of a split's actions and proprioception, cached in the dataset's folder.
 
-Read without decoding an image, all steps at once, in float64 for the quantiles: under
-16 (A + P + 1) bytes of host memory a step, so ten million steps of Meta-World take 1.4 GB. The
-file's name holds a digest of the bytes of every record and of the names of the statistics:
-statistics of other data, or of another version of this program, are never taken for these.
+All steps are read at once, without images, and converted to float64: less than 16 (A + P + 1) bytes of host memory per
+step, or 1.4 GB for ten million steps of Meta-World. The name of the cache file contains a digest of all records and of
+the names of the statistics, so that stale statistics are never reused.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.rlds import Dataset
+from mllm_act.files import write_json
 from mllm_act.normalization import Moments, Statistics
 
 
-def statistics(dataset: Dataset, split: str = "train") -> Statistics:
-    """Returns the statistics of a split, from the dataset's folder where they are there already.
+def dataset_statistics(dataset: Dataset, split: str = "train") -> Statistics:
+    """Returns the statistics of a split, from the cache if they are in it.
 
-    A folder that cannot be written to is no error: they are then computed at each start.
+    If the cache cannot be written (a read-only folder, a full disk), this prints a notice, and the statistics are
+    computed again at the next start.
 
     Raises:
       UserError: see ``read_actions``.
@@ -46,13 +44,15 @@ def statistics(dataset: Dataset, split: str = "train") -> Statistics:
         tasks=tuple(sorted(set(actions.tasks))),
         instructions=tuple(sorted(set(actions.instructions))),
     )
-    if os.access(dataset.directory, os.W_OK):
-        _write(path, json.dumps(result.to_dict(), indent=1))
+    try:
+        write_json(path, result.to_dict())
+    except OSError as error:
+        print(f"notice: cannot cache statistics, they will be computed at every start: {error}")
     return result
 
 
 def moments(values: Float[np.ndarray, "n D"]) -> Moments:
-    """Returns the moments and quantiles of each dimension, in float64."""
+    """Returns the moments and quantiles of each dimension, computed in float64."""
 
     def floats(row: np.ndarray) -> tuple[float, ...]:
         return tuple(float(value) for value in row)
@@ -67,11 +67,3 @@ def moments(values: Float[np.ndarray, "n D"]) -> Moments:
         q01=floats(low),
         q99=floats(high),
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes whole or not at all: several processes may compute the same file at once."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".statistics-")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)

@@ -1,1 +1,1 @@
-"""Writing demonstrations as RLDS."""
+"""Recording demonstrations and writing them as RLDS."""

@@ -1,8 +1,4 @@
-"""What the TFDS builders of all environments share: recorded demonstrations into an RLDS dataset.
-
-A builder has a folder of its own because TFDS looks for a dataset's metadata in the builder's
-folder.
-"""
+"""Writes recorded demonstrations as an RLDS dataset, with one TFDS builder for all environments."""
 
 import contextlib
 import io
@@ -21,20 +17,24 @@ import tensorflow_datasets as tfds  # isort: skip
 
 
 class Demonstrations(tfds.core.GeneratorBasedBuilder):
-    """The builder of the environment that its class is named for, in lower case."""
+    """The TFDS builder of one environment's dataset.
+
+    TFDS derives the name of a dataset from its class. Here the instance sets it to the name of the environment.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
-    def __init__(self, splits: Mapping[str, Sequence[Path]], **kwargs: Any) -> None:
-        """``splits``: for each split the files that `data_pipelines.writing.recording` wrote."""
+    def __init__(self, env: str, splits: Mapping[str, Sequence[Path]], **kwargs: Any) -> None:
+        """``splits`` has the files of each split, as ``data_pipelines.writing.recording`` wrote them."""
+        self.name = env
         self._files = splits
-        self._spec = spec(self.name)
+        self._spec = spec(env)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            description=self.__doc__,
+            description=f"Successful demonstrations by the scripted experts of {self.name}.",
             features=features(self._spec),
             metadata=tfds.core.MetadataDict(metadata(self._spec)),
         )
@@ -47,20 +47,30 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, **_: Any) -> Any:
-        raise NotImplementedError("the splits are generators already")
+        raise NotImplementedError("_split_generators returns generators")
+
+
+def write(env: str, splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
+    """Writes the dataset below ``folder`` and returns its own folder. Equal input gives equal bytes."""
+    tfds.disable_progress_bar()
+    builder = Demonstrations(env, splits, data_dir=folder)
+    # Files are small, so that every process of a large run has several and a shuffle mixes many of them.
+    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
+        builder.download_and_prepare(download_config=config)
+    return Path(builder.data_dir)
 
 
 def features(env: EnvSpec) -> tfds.features.FeaturesDict:
-    """The RLDS features of an environment's episodes.
+    """Returns the RLDS features of an environment's episodes.
 
-    ``action`` is the label (the expert's, before the noise), ``executed_action`` what the simulator
-    got and ``reward`` what it gave for that. Both are in the environment's own numbers; physical
-    units are these times ``action_scale`` in ``metadata.json``. A discrete action is the index of
-    its name in ``choices`` there, as float32[1]: exact, and read by the same program. Every step
-    has an action: ``is_last`` too.
+    ``action`` is the label: the expert's action without noise. ``executed_action`` is what the simulator executed, and
+    ``reward`` is the reward for that. Actions are in the environment's own units; multiplied by ``action_scale`` of
+    ``metadata.json`` they are in physical units. A discrete action is an index into ``choices`` of ``metadata.json``,
+    stored exactly as float32[1]. Every step has an action, the last one too.
     """
-    side = env.image_size
-    image = tfds.features.Image(shape=(side, side, 3), encoding_format="jpeg")
+    size = env.image_size
+    image = tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
     action = tfds.features.Tensor(shape=(len(env.action_names),), dtype=np.float32)
     proprio = tfds.features.Tensor(shape=(len(env.proprio_names),), dtype=np.float32)
     return tfds.features.FeaturesDict(
@@ -90,7 +100,7 @@ def features(env: EnvSpec) -> tfds.features.FeaturesDict:
 
 
 def _example(path: Path) -> tuple[str, dict[str, Any]]:
-    """Turns ``<task>/<episode>.npz`` into (key, example); JPEG bytes stay as they are."""
+    """Turns ``<task>/<episode>.npz`` into (key, example). JPEG bytes are copied unchanged."""
     task, episode = path.parent.name, int(path.stem)
     arrays = recording.load(path)
     cameras = [key.partition("/")[2] for key in arrays if key.startswith("jpeg/")]
@@ -98,7 +108,7 @@ def _example(path: Path) -> tuple[str, dict[str, Any]]:
     instruction = str(arrays["instruction"])
     length = len(arrays["action"])
 
-    def jpeg(camera: str, step: int) -> io.BytesIO:  # what TFDS stores unchanged
+    def jpeg(camera: str, step: int) -> io.BytesIO:  # TFDS stores a file of bytes unchanged
         start = ends[camera][step] - arrays[f"jpeg_sizes/{camera}"][step]
         return io.BytesIO(arrays[f"jpeg/{camera}"][start : ends[camera][step]].tobytes())
 
@@ -119,18 +129,7 @@ def _example(path: Path) -> tuple[str, dict[str, Any]]:
         }
         for step in range(length)
     ]
-    about = {"task": task, "episode": episode} | {
+    episode_metadata = {"task": task, "episode": episode} | {
         key: arrays[key] for key in ("configuration", "seed", "success")
     }
-    return f"{task}-{episode:06d}", {"steps": steps, "episode_metadata": about}
-
-
-def write(kind: type[Demonstrations], splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
-    """Writes the dataset below ``folder``, returns its own one. Equal input, equal bytes."""
-    tfds.disable_progress_bar()
-    builder = kind(splits=splits, data_dir=folder)
-    # Files small enough that the processes of a large run have some each, and a shuffle mixes many.
-    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
-        builder.download_and_prepare(download_config=config)
-    return Path(builder.data_dir)
+    return f"{task}-{episode:06d}", {"steps": steps, "episode_metadata": episode_metadata}

@@ -1,6 +1,6 @@
-"""The action tokenizer: an MLP encoder, a residual vector quantizer, an MLP decoder.
+"""The autoencoder with codebooks: an MLP encoder, a residual vector quantizer and an MLP decoder.
 
-Sizes of arXiv 2406.07904, section 3.2.2 and appendix: encoder and decoder of four layers, hidden
+Default sizes are those of arXiv 2406.07904, section 3.2.2 and appendix: encoder and decoder of four layers, hidden
 width 2048, ReLU; codes of width 512; K = 512 codes; Q = 2 codebooks (RVQ) or one (VQ).
 """
 
@@ -22,26 +22,31 @@ from mllm_act.action_tokenizer.quantizer import Codebooks
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of a tokenizer; Q = ``quantizers`` tokens of ``codes`` values for ``chunk`` actions together."""
+    """Sizes of a tokenizer. A chunk of ``chunk`` actions becomes Q = ``quantizers`` codes out of K = ``codes``."""
 
-    action_dim: int  # A, of one action
-    chunk: int = 1  # H, how many actions are encoded together
+    action_dim: int  # A, the dimensions of one action
+    chunk: int = 1  # H, the number of actions encoded together
     quantizers: int = 2
     codes: int = 512
     width: int = 512
     hidden: int = 2048
     layers: int = 4
 
+    @property
+    def kind(self) -> str:
+        """The name of the adapter that uses the tokenizer."""
+        return "vq" if self.quantizers == 1 else "rvq"
+
 
 class CodebookVariable(nnx.Variable):
-    """A quantizer's state: saved and restored as parameters are, but trained by moving averages."""
+    """A quantizer's state: saved and restored like parameters, but trained by moving averages."""
 
 
 class ActionTokenizer(nnx.Module):
-    """Actions to codes and back. Works on normalised actions, about [-1, 1] in each dimension.
+    """Encodes normalised actions, about [-1, 1] in each dimension, as codes and decodes them.
 
-    A chunk of actions is one vector of H*A numbers, time first; the network knows no difference.
-    Nothing is clipped: a decoded action may lie a little outside the box of the training actions.
+    A chunk of actions is one vector of H*A numbers, time first. Nothing is clipped: a decoded action may lie slightly
+    outside the range of the training actions.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs) -> None:
@@ -52,22 +57,22 @@ class ActionTokenizer(nnx.Module):
         self.decoder = Mlp((config.width, *inner, numbers), rngs)
         shape = (config.quantizers, config.codes, config.width)
         self.codebooks = CodebookVariable(jnp.zeros(shape))
-        # How often each code is used, and the sum of what it stands for: see quantizer.Codebooks.
+        # Moving averages of each code's use and of its vectors' sum: see quantizer.Codebooks.
         self.counts = CodebookVariable(jnp.zeros(shape[:2]))
         self.sums = CodebookVariable(jnp.zeros(shape))
 
     def encode(self, action: Float[Array, "... HA"]) -> Int[Array, "... Q"]:
-        """Codes int32[..., Q], in [0, K), of normalised chunks."""
+        """Returns the codes int32[..., Q], in [0, K), of normalised chunks."""
         chex.assert_axis_dimension(action, -1, self.config.action_dim * self.config.chunk)
         return quantizer.encode(self.codebooks[...], self.encoder(action))
 
     def decode(self, codes: Int[Array, "... Q"]) -> Float[Array, "... HA"]:
-        """Normalised chunks float32[..., H*A] of codes in [0, K)."""
+        """Returns the normalised chunks float32[..., H*A] of codes in [0, K)."""
         chex.assert_axis_dimension(codes, -1, self.config.quantizers)
         return self.decoder(quantizer.decode(self.codebooks[...], codes))
 
     def quantizer_state(self) -> Codebooks:
-        """The codebooks and their statistics as one tree of arrays."""
+        """Returns the codebooks and their statistics as one tree of arrays."""
         return Codebooks(self.codebooks[...], self.counts[...], self.sums[...])
 
     def set_quantizer_state(self, state: Codebooks) -> None:
@@ -99,10 +104,10 @@ class Mlp(nnx.Module):
 
 
 def _uniform(inputs: int) -> Callable[..., Array]:
-    """Uniform within 1/sqrt(inputs), biases too: PyTorch's default for linear layers.
+    """Uniform within 1/sqrt(inputs), also for biases: PyTorch's default for linear layers.
 
-    Smaller than He's: the network starts nearly linear, residuals look alike around every first
-    code, and two codebooks reach half the error that a start of unit gain reaches.
+    It is smaller than He's initialisation, so the network starts nearly linear and the residuals around all codes of
+    the first codebook look alike. With two codebooks the error is half of that with He's.
     """
     bound = 1 / math.sqrt(inputs)
 

@@ -1,4 +1,4 @@
-"""A tokenizer's checkpoint: enough to resume its training, and enough to encode and decode."""
+"""Loads an action tokenizer from a checkpoint of ``mllm_act.train_tokenizer``."""
 
 import dataclasses
 from pathlib import Path
@@ -8,10 +8,9 @@ import jax
 from flax import nnx
 
 from mllm_act import parameters
-from mllm_act.action_tokenizer import kinds
+from mllm_act.action_tokenizer import Tokenizer, make_tokenizer
 from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
 from mllm_act.action_tokenizer.fast import FastConfig
-from mllm_act.action_tokenizer.kinds import Tokenizer
 from mllm_act.checkpoints.checkpoint import Checkpointer, find
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
@@ -19,26 +18,26 @@ from mllm_act.normalization import Statistics
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTokenizer:
-    """A trained tokenizer with what it needs in use."""
+    """A trained tokenizer, and the statistics and metadata needed to use it."""
 
     config: TokenizerConfig | FastConfig
-    statistics: Statistics  # of single actions; what it was trained on was normalised with these
+    statistics: Statistics  # of single actions; they normalised its training data
     model: Tokenizer
-    metadata: dict[str, Any]  # the environment's: action names, units, scale
+    metadata: dict[str, Any]  # the dataset's: action names, units, scale
     workdir: Path
     step: int
 
 
-def variables(model: Tokenizer) -> dict[str, jax.Array]:
-    """All variables of a tokenizer by path: the ``model`` item of its checkpoints."""
-    return parameters.flatten(nnx.to_pure_dict(nnx.state(model)))
+def tokenizer_arrays(tokenizer: Tokenizer) -> dict[str, jax.Array]:
+    """Returns all arrays of a tokenizer by path: the ``model`` item of its checkpoints."""
+    return parameters.flatten(nnx.to_pure_dict(nnx.state(tokenizer)))
 
 
-def load(path: Path) -> LoadedTokenizer:
-    """Loads the newest tokenizer of a workdir of ``mllm_act.train_tokenizer`` (or one step of it).
+def load_tokenizer(path: Path) -> LoadedTokenizer:
+    """Loads the newest checkpoint in a workdir of ``mllm_act.train_tokenizer``, or the step that ``path`` names.
 
     Raises:
-      UserError: if there is no whole checkpoint, or what is there is no tokenizer's.
+      UserError: if there is no whole checkpoint, or it is not a tokenizer's.
     """
     workdir, step = find(Path(path))
     with Checkpointer(workdir) as checkpoints:
@@ -46,11 +45,11 @@ def load(path: Path) -> LoadedTokenizer:
         for key in ("tokenizer", "statistics", "metadata"):
             if key not in meta:
                 raise UserError(
-                    f"{workdir}/checkpoints/{step}: expected the key {key!r} in its meta, found "
+                    f"{workdir}/checkpoints/{step}: expected the key {key!r} of a tokenizer's checkpoint, found "
                     f"{', '.join(sorted(meta))}; pass the workdir of mllm_act.train_tokenizer"
                 )
-        model = kinds.make(meta["tokenizer"], nnx.Rngs(0))
-        restored = checkpoints.restore(step, {"model": variables(model)})["model"]
+        model = make_tokenizer(meta["tokenizer"], nnx.Rngs(0))
+        restored = checkpoints.restore(step, {"model": tokenizer_arrays(model)})["model"]
     like = nnx.to_pure_dict(nnx.state(model))
     nnx.update(model, nnx.State(parameters.unflatten(restored, like)))
     statistics = Statistics.from_dict(meta["statistics"])

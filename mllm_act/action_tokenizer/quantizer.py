@@ -1,9 +1,8 @@
 """Residual vector quantization with codebooks learned by exponential moving averages.
 
-Q codebooks of K codes of width C. Code q is the nearest one to what the codes before it left over
-(arXiv 2406.07904, section 3.2.2; algorithm 1 of SoundStream, arXiv 2107.03312); plain vector
-quantization is Q = 1. Everything here is a pure function of arrays; sums over the batch are global
-sums when the batch is sharded over a mesh under ``jax.jit``.
+There are Q codebooks of K codes of width C. Code q is the nearest to the residual that the codes before it leave
+(arXiv 2406.07904, section 3.2.2; algorithm 1 of SoundStream, arXiv 2107.03312); plain vector quantization is Q = 1. All
+functions are pure. Under ``jax.jit``, sums over a batch that is sharded over a mesh are global.
 """
 
 import math
@@ -13,17 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# The nearest code must not depend on the accelerator's short-cuts (TF32, bfloat16 passes).
+# The nearest code must not depend on the accelerator's reduced precision (TF32, bfloat16 passes).
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Codebooks(NamedTuple):
-    """State of the quantizer: no gradient reaches it, no optimizer holds moments for it.
+    """State of the quantizer. It receives no gradient and is not part of the optimizer.
 
     Attributes:
-        codes: float32[Q, K, C], the codebooks.
-        counts: float32[Q, K], moving average of how many vectors of a batch chose the code.
-        sums: float32[Q, K, C], moving average of the sum of those vectors.
+      codes: float32[Q, K, C], the codebooks.
+      counts: float32[Q, K], moving average of the number of vectors in a batch that chose the code.
+      sums: float32[Q, K, C], moving average of the sum of those vectors.
     """
 
     codes: Float[Array, "Q K C"]
@@ -32,7 +31,7 @@ class Codebooks(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What :func:`quantize` returns; see there."""
+    """The result of ``quantize``."""
 
     latent: Float[Array, "N C"]
     codes: Int[Array, "N Q"]
@@ -41,14 +40,14 @@ class Quantized(NamedTuple):
 
 
 def nearest(latent: Float[Array, "N C"], codebook: Float[Array, "K C"]) -> Int[Array, " N"]:
-    """Index of the nearest code, by one matrix product: ``|x-c|^2 = |x|^2 - 2 (x.c - |c|^2/2)``."""
+    """Returns the index of the nearest code, by one matrix product: ``|x-c|^2 = |x|^2 - 2 (x.c - |c|^2/2)``."""
     half_norm = 0.5 * jnp.sum(codebook * codebook, axis=-1)
     score = jnp.matmul(latent, codebook.T, precision=_EXACT) - half_norm
     return jnp.argmax(score, axis=-1).astype(jnp.int32)
 
 
 def encode(codebooks: Float[Array, "Q K C"], latent: Float[Array, "... C"]) -> Int[Array, "... Q"]:
-    """Greedy residual codes of latents: int32[..., Q] in [0, K)."""
+    """Returns the greedy residual codes of latents: int32[..., Q] in [0, K)."""
     residual = latent.reshape(-1, latent.shape[-1])
     codes = []
     for codebook in codebooks:
@@ -59,7 +58,7 @@ def encode(codebooks: Float[Array, "Q K C"], latent: Float[Array, "... C"]) -> I
 
 
 def decode(codebooks: Float[Array, "Q K C"], codes: Int[Array, "... Q"]) -> Float[Array, "... C"]:
-    """Sum of the Q chosen codes: float32[..., C]."""
+    """Returns the sum of the Q chosen codes: float32[..., C]."""
     chosen = [codebook[codes[..., q]] for q, codebook in enumerate(codebooks)]
     return sum(chosen[1:], chosen[0])
 
@@ -67,15 +66,17 @@ def decode(codebooks: Float[Array, "Q K C"], codes: Int[Array, "... Q"]) -> Floa
 def kmeans(
     key: Array, samples: Float[Array, "N C"], num_codes: int, iterations: int
 ) -> tuple[Float[Array, "K C"], Float[Array, " K"]]:
-    """Lloyd's algorithm from a start like that of k-means++ (Arthur and Vassilvitskii 2007).
+    """Lloyd's algorithm with an initialisation like that of k-means++ (Arthur and Vassilvitskii 2007).
 
-    The start draws samples with probability proportional to their squared distance to the centres
-    drawn in earlier rounds: the largest log-weights plus Gumbel noise. An empty cluster moves to a
-    sample that is far from its centre. Returns the centres and how many samples each has. N may be
-    smaller than K: then some centres coincide and count zero.
+    Initial centres are samples drawn with probability proportional to their squared distance to the centres of earlier
+    rounds: those with the largest log-weights plus Gumbel noise. An empty cluster moves to a sample far from its
+    centre. N may be smaller than K: then some centres coincide and have no samples.
+
+    Returns:
+      The centres, and the number of samples of each.
     """
     norm = jnp.sum(samples * samples, axis=-1)
-    # Several centres a round: one matrix product for many matrix-vector products.
+    # Several centres a round: one matrix product instead of many matrix-vector products.
     per_round = math.gcd(num_codes, max(1, num_codes // 32))
     if per_round > len(samples):
         per_round = 1
@@ -114,10 +115,10 @@ def initialise(
     batch_size: int,
     iterations: int = 10,
 ) -> Codebooks:
-    """Codebooks by k-means of the samples, then of what the first codebook leaves over, and so on.
+    """Initialises the first codebook by k-means of the samples, the second by k-means of their residuals, and so on.
 
-    ``samples`` should be many more than K, or every sample becomes its own code and nothing is left
-    for the next codebook to learn from. The counts are scaled to a batch of ``batch_size``.
+    There should be many more samples than K; otherwise every sample becomes its own code and no residual is left for
+    the next codebook. The counts are scaled to a batch of ``batch_size``.
     """
     residual, state = samples, []
     for q in range(quantizers):
@@ -135,10 +136,10 @@ def ema_update(
     decay: float,
     epsilon: float = 1e-5,
 ) -> Codebooks:
-    """Moving averages of use and sum per code; a code is their ratio.
+    """Updates the moving averages of each code's count and sum; the code is sum over count.
 
-    Appendix A.1 of VQ-VAE (arXiv 1711.00937), Laplace smoothing of the counts included.
-    ``latents[q]`` is what codebook q had to quantize.
+    As in appendix A.1 of VQ-VAE (arXiv 1711.00937), with Laplace smoothing of the counts. ``latents[q]`` is the input
+    of codebook q.
     """
     num_codes = state.codes.shape[1]
     statistics = [_statistics(x, codes[:, q], num_codes) for q, x in enumerate(latents)]
@@ -156,11 +157,11 @@ def revive(
     errors: Float[Array, "Q N"],
     threshold: float,
 ) -> Codebooks:
-    """Moves codes used less than ``threshold`` x the mean use to badly quantized vectors of a batch.
+    """Moves codes used less than ``threshold`` times the mean use to vectors of the batch with a large error.
 
-    ``latents[q]`` is what codebook q had to quantize, ``errors[q]`` its squared error. The moving
-    averages restart with the code, or the next update would drag it back. ``threshold`` is
-    relative, so that it means the same at any batch size and K.
+    ``latents[q]`` is the input of codebook q, ``errors[q]`` its squared error. The code's moving averages are reset
+    too; otherwise the next update would move it back. ``threshold`` is relative, so it does not depend on batch size
+    and K.
     """
     num_codes = state.codes.shape[1]
     parts = []
@@ -183,10 +184,10 @@ def quantize(
     decay: float,
     revive_below: float,
 ) -> Quantized:
-    """One training pass: straight-through latents, codes, commitment loss and the next state.
+    """One training pass; returns straight-through latents, codes, commitment loss and the next state.
 
-    The commitment loss is the sum over codebooks of the mean squared distance of what the codebook
-    had to quantize to the code it chose (gradient to the encoder only).
+    The commitment loss is the mean squared distance between a codebook's input and the chosen code, summed over the
+    codebooks. Its gradient reaches the encoder only.
     """
     residual, residuals, indices, commitment = latent, [], [], jnp.zeros((), latent.dtype)
     for codebook in state.codes:
@@ -197,13 +198,13 @@ def quantize(
         indices.append(index)
         residual = residual - chosen
     codes = jnp.stack(indices, axis=-1)
-    # latent - residual is the sum of the codes, without a gradient to them or through them.
+    # latent - residual is the sum of the codes; the gradient of the result is that of the latent.
     quantized = latent - jax.lax.stop_gradient(residual)
     inputs = jnp.stack(residuals)
     state = ema_update(state, inputs, codes, decay)
     if revive_below > 0:
-        left_over = jnp.stack([*residuals[1:], jax.lax.stop_gradient(residual)])
-        errors = jnp.sum(left_over * left_over, axis=-1)
+        after = jnp.stack([*residuals[1:], jax.lax.stop_gradient(residual)])
+        errors = jnp.sum(after * after, axis=-1)
         state = revive(key, state, inputs, errors, revive_below)
     return Quantized(quantized, codes, commitment, state)
 
@@ -211,7 +212,7 @@ def quantize(
 def usage(
     codes: Int[Array, "... Q"], num_codes: int
 ) -> tuple[Float[Array, " Q"], Float[Array, " Q"]]:
-    """Per codebook: the fraction of its codes in use, and the perplexity (in [1, K])."""
+    """Returns for each codebook the fraction of its codes in use, and the perplexity (in [1, K])."""
     flat = codes.reshape(-1, codes.shape[-1])
     counts = jax.vmap(lambda c: jnp.bincount(c, length=num_codes), in_axes=1)(flat)
     share = counts / jnp.sum(counts, axis=-1, keepdims=True)
@@ -222,7 +223,7 @@ def usage(
 def _statistics(
     samples: Float[Array, "N C"], index: Int[Array, " N"], num_codes: int
 ) -> tuple[Float[Array, " K"], Float[Array, "K C"]]:
-    """Count and sum of the samples of each code; a matrix product, faster than a scatter."""
+    """Count and sum of the samples of each code, by a matrix product, which is faster than a scatter."""
     one_hot = jax.nn.one_hot(index, num_codes, dtype=samples.dtype)
     return jnp.sum(one_hot, axis=0), jnp.matmul(one_hot.T, samples, precision=_EXACT)
 
@@ -234,15 +235,15 @@ def _replace(
     samples: Float[Array, "N C"],
     error: Float[Array, " N"],
 ) -> tuple[Float[Array, "K C"], Array]:
-    """Puts the dead codes on distinct samples drawn in proportion to their squared error.
+    """Moves the dead codes to distinct samples, drawn with probability proportional to their squared error.
 
     Returns:
-      The codes, and which were moved: with more dead ones than samples the surplus waits.
+      The codes, and a mask of those moved: at most as many as there are samples.
     """
     noise = jax.random.gumbel(key, error.shape)
-    number = min(codes.shape[0], samples.shape[0])
-    _, order = jax.lax.top_k(jnp.log(error + 1e-12) + noise, number)
+    count = min(codes.shape[0], samples.shape[0])
+    _, order = jax.lax.top_k(jnp.log(error + 1e-12) + noise, count)
     rank = jnp.cumsum(dead) - 1
-    moved = dead & (rank < number)
-    samples = samples[order[jnp.clip(rank, 0, number - 1)]]
+    moved = dead & (rank < count)
+    samples = samples[order[jnp.clip(rank, 0, count - 1)]]
     return jnp.where(moved[:, None], samples, codes), moved

@@ -1,11 +1,13 @@
-"""Training of the action tokenizer: state, update function, order of the data, errors.
+"""Trains the autoencoder: state, update function, order of the data, reconstruction.
 
-Defaults not stated by arXiv 2406.07904, chosen on Meta-World actions (ML-45, 16 configurations a
-task for training, 4 other training configurations to choose on; two codebooks, 400 updates of 512):
-learning rate 3e-4 with 5 % warm-up and cosine to 0 (1.5e-4 to 5e-4 are alike, 2e-3 adds 50 % to the
-error), decay 0.95 of the moving averages (0.9 adds 15 %, 0.8 more, 0.99 doubles it), commitment 1.0
-(as in GEA, arXiv 2412.08442; 0.25 to 4 are alike), straight-through (the rotation trick, arXiv
-2410.06424, gained nothing).
+arXiv 2406.07904 does not state the following defaults. They were chosen on Meta-World actions: ML-45, training on 16
+configurations of each task, selection on 4 others; two codebooks, 400 updates of 512 actions.
+
+* Learning rate 3e-4 with 5 % warm-up and cosine decay to 0. 1.5e-4 to 5e-4 do equally well; 2e-3 adds 50 % to the
+  error.
+* Decay 0.95 of the moving averages. 0.9 adds 15 % to the error, 0.8 more; 0.99 doubles it.
+* Commitment weight 1.0, as in GEA (arXiv 2412.08442). 0.25 to 4 do equally well.
+* Straight-through gradients. The rotation trick (arXiv 2410.06424) does not help.
 """
 
 import dataclasses
@@ -20,26 +22,25 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mllm_act.action_tokenizer import quantizer
+from mllm_act.action_tokenizer import Tokenizer, quantizer
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer
-from mllm_act.action_tokenizer.kinds import Tokenizer
 from mllm_act.action_tokenizer.quantizer import Codebooks
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What the update function needs to know beside the optimizer."""
+    """Settings of the update function other than the optimizer's."""
 
     batch_size: int = 512
     decay: float = 0.95  # of the moving averages behind the codebooks
-    commitment: float = 1.0  # weight of the commitment loss beside the squared error
-    revive_below: float = 0.03  # of the mean use of a code; 0 leaves dead codes dead
-    initial_samples: int = 8192  # actions that k-means starts the codebooks from
+    commitment: float = 1.0  # weight of the commitment loss, relative to the squared error
+    revive_below: float = 0.03  # fraction of the mean use below which a code is revived; 0: never
+    initial_samples: int = 8192  # actions for the k-means initialisation of the codebooks
     seed: int = 0
 
 
 class TrainingState(NamedTuple):
-    """Everything an update changes: parameters, codebooks, optimizer state, int32[] updates made."""
+    """Everything that an update changes; ``step`` is int32[], the number of updates made."""
 
     params: Any
     codebooks: Codebooks
@@ -58,7 +59,7 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     config: TrainingConfig,
 ) -> TrainingState:
-    """State before the first update: codebooks by k-means of the untrained encoder's latents.
+    """Returns the state before the first update: codebooks by k-means of the untrained encoder's latents.
 
     ``actions`` are the normalised training actions.
     """
@@ -73,12 +74,12 @@ def initial_state(
 
     model.set_quantizer_state(codebooks(jax.jit(model.encoder)(samples)))
     moments = optimizer.init(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    return state_of(model, moments, 0)
+    return training_state(model, moments, 0)
 
 
-def state_of(model: ActionTokenizer, moments: Any, step: int) -> TrainingState:
-    """The state that a module, the optimizer's state and the number of updates made are."""
-    # Copies: the update donates its state, and the module must keep its arrays.
+def training_state(model: ActionTokenizer, moments: Any, step: int) -> TrainingState:
+    """Makes a state of a module, the optimizer's state and the number of updates made."""
+    # Copies, because the update donates its state and the module must keep its arrays.
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     codebooks = Codebooks(*(jnp.copy(part) for part in model.quantizer_state()))
     return TrainingState(params, codebooks, moments, jnp.int32(step))
@@ -87,11 +88,11 @@ def state_of(model: ActionTokenizer, moments: Any, step: int) -> TrainingState:
 def make_update(
     model: ActionTokenizer, optimizer: optax.GradientTransformation, config: TrainingConfig
 ) -> Update:
-    """The jitted training function: S updates of a batch of B normalised actions each.
+    """Returns a jitted function that makes S updates, each of a batch of B normalised actions.
 
-    It donates the state. Several updates a dispatch let the parameters stay in place between them:
-    on two CPU cores 168 ms instead of 184 ms an update. Metrics per update: ``loss``,
-    ``reconstruction`` (mean squared error), ``commitment``, ``grad_norm``, ``weight_norm``.
+    It donates the state. Several updates in one dispatch save copies of the parameters: on two CPU cores an update
+    takes 168 ms instead of 184 ms. Metrics of each update: ``loss``, ``reconstruction`` (mean squared error),
+    ``commitment``, ``grad_norm``, ``weight_norm``.
     """
     graph, trained_and_others = nnx.split(model)
     others = nnx.filter_state(trained_and_others, nnx.Not(nnx.Param))
@@ -116,49 +117,49 @@ def make_update(
         metrics |= {"grad_norm": optax.tree.norm(gradient), "weight_norm": optax.tree.norm(params)}
         return TrainingState(params, codebooks, moments, state.step + 1), metrics
 
-    def many(
+    def update_all(
         state: TrainingState, actions: Float[Array, "S B A"]
     ) -> tuple[TrainingState, dict[str, Array]]:
         return jax.lax.scan(update, state, actions)
 
-    return jax.jit(many, donate_argnums=0)
+    return jax.jit(update_all, donate_argnums=0)
 
 
 def store(state: TrainingState, model: ActionTokenizer) -> None:
-    """Copies trained parameters and codebooks into the module."""
-    # Copies, as in state_of.
+    """Copies the state's parameters and codebooks into the module."""
+    # Copies, as in training_state.
     nnx.update(model, nnx.State(jax.tree.map(jnp.copy, state.params)))
     model.set_quantizer_state(Codebooks(*(jnp.copy(part) for part in state.codebooks)))
 
 
 def batch_indices(n: int, batch_size: int, first: int, count: int, seed: int) -> np.ndarray:
-    """Which of n actions the updates ``first`` .. ``first + count`` see: int64[count, batch_size].
+    """Returns which of n actions the ``count`` updates after ``first`` train on: int64[count, batch_size].
 
-    A new permutation every epoch, one after the other without a gap. Depends on nothing but the
-    arguments, so a resumed run needs no iterator state.
+    Every epoch is a new permutation; a batch may span two epochs. The result depends on the arguments only, so a
+    resumed run needs no iterator state.
     """
     position = np.arange(first * batch_size, (first + count) * batch_size)
     epochs, offsets = np.divmod(position, n)
     index = np.empty_like(position)
     for epoch in range(epochs[0], epochs[-1] + 1):
-        here = epochs == epoch
+        in_epoch = epochs == epoch
         order = np.random.default_rng([seed, 2, epoch]).permutation(n)
-        index[here] = order[offsets[here]]
+        index[in_epoch] = order[offsets[in_epoch]]
     return index.reshape(count, batch_size)
 
 
 def reconstruct(
-    model: Tokenizer, actions: Float[np.ndarray, "n HA"], together: int = 4096
+    model: Tokenizer, actions: Float[np.ndarray, "n HA"], batch_size: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decoded chunks float32[n, H*A] and codes int32[n, M] of normalised ones, so many at a time."""
+    """Returns the decoded chunks float32[n, H*A] and codes int32[n, M] of normalised chunks."""
     graph, variables = nnx.split(model)
     decoded, codes = [], []
-    for start in range(0, len(actions), together):
-        part = actions[start : start + together]
-        padded = np.resize(part, (min(together, len(actions)), part.shape[-1]))
-        one = jax.device_get(_reconstruct(graph, variables, padded))
-        decoded.append(one[0][: len(part)])
-        codes.append(one[1][: len(part)])
+    for start in range(0, len(actions), batch_size):
+        part = actions[start : start + batch_size]
+        padded = np.resize(part, (min(batch_size, len(actions)), part.shape[-1]))
+        part_decoded, part_codes = jax.device_get(_reconstruct(graph, variables, padded))
+        decoded.append(part_decoded[: len(part)])
+        codes.append(part_codes[: len(part)])
     return np.concatenate(decoded), np.concatenate(codes)
 
 

@@ -1,8 +1,8 @@
 """Adapters that write a new token space over rarely used rows of the vocabulary (arXiv 2406.07904, section 3.2.3).
 
-K consecutive ids from ``first_token`` on are shared by all M places of an action; the place tells which codebook, or
-which dimension, an id stands for. The rows of the embedding and of the head that belong to these ids are trained in
-full, so they are parameters of the adapter; only they are computed.
+K consecutive ids from ``first_token`` on are shared by all M tokens of an action; the position of a token says which
+codebook, or which dimension, its id belongs to. The rows of the embedding and of the head that belong to these ids are
+trained in full, so they are parameters of the adapter; no other rows are computed.
 """
 
 from typing import Any
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mllm_act.adapters.base import Adapter, Extend
+from mllm_act.adapters.base import Adapter, Extend, Vocabulary
 from mllm_act.adapters.token_filter import filtered_log_softmax
+from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 
 
@@ -23,15 +24,26 @@ class ActionTokenAdapter(Adapter):
     def __init__(
         self,
         statistics: Statistics,
-        width: int,
+        vocabulary: Vocabulary,
         tokens_per_action: int,
         codes: int,
-        first_token: int,
         rngs: nnx.Rngs,
     ) -> None:
+        """Makes head and embedding for ``codes`` ids.
+
+        Raises:
+          UserError: if the vocabulary has fewer reserved rows.
+        """
         super().__init__(statistics)
+        rows = vocabulary.size - vocabulary.first_action
+        if codes > rows:
+            raise UserError(
+                f"config.adapter: expected at most {rows} codes, the reserved rows of the model's vocabulary, found "
+                f"{codes}; use fewer, or another preset"
+            )
         self.tokens_per_action = tokens_per_action
-        self.codes, self.first_token = codes, first_token
+        self.codes, self.first_token = codes, vocabulary.first_action
+        width = vocabulary.width
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (codes, width)))
         self.head = nnx.Param(jax.random.normal(rngs.params(), (codes, width)) * width**-0.5)
 
@@ -56,7 +68,7 @@ class ActionTokenAdapter(Adapter):
         return self.embedding[...][tokens - self.first_token]
 
     def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... K"]:
-        """See ``Adapter.allowed``: the head emits these K ids only, and each of them is an action's."""
+        """See ``Adapter.allowed``: the head emits these K ids only, and each of them may follow."""
         return jnp.ones((*prefix.shape[:-1], self.codes), bool)
 
     def _log_probs(
@@ -70,11 +82,11 @@ class ActionTokenAdapter(Adapter):
     def _all_log_probs(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M K"]:
-        each = [
+        per_token = [
             self._log_probs(hidden[..., j, :], self.allowed(tokens[..., :j]))
             for j in range(self.tokens_per_action)
         ]
-        return jnp.stack(each, axis=-2)
+        return jnp.stack(per_token, axis=-2)
 
     def loss(
         self,
@@ -89,10 +101,10 @@ class ActionTokenAdapter(Adapter):
         cross_entropy = -jnp.take_along_axis(log_probs, target, axis=-1)[..., 0]
         correct = log_probs.argmax(-1) == target[..., 0]
         count = jnp.maximum(mask.sum(), 1)
-        per_place = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
+        per_token = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
         accuracy = jnp.where(mask[..., None], correct, False).sum((0, 1)) / count
         metrics = {f"token_accuracy_{j}": accuracy[j] for j in range(self.tokens_per_action)}
-        return per_place.mean(), metrics
+        return per_token.mean(), metrics
 
     def log_prob(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
@@ -122,7 +134,7 @@ class ActionTokenAdapter(Adapter):
     def _add_token(
         self, hidden: Float[Array, "B D"], tokens: Int[Array, "B j"], key: PRNGKeyArray | None
     ) -> Int[Array, "B j+1"]:
-        """Chooses the token that follows j tokens, and returns them with it."""
+        """Chooses the next token and returns all j + 1 of them."""
         log_probs = self._log_probs(hidden, self.allowed(tokens))
         if key is None:
             code = log_probs.argmax(-1)

@@ -1,19 +1,26 @@
 """The contract of an action space adapter (ASA; arXiv 2406.07904, section 3).
 
-An adapter is three trainable parts, a head (hidden state to token), an embedding (token to what is fed back) and a
-decoder (tokens to action), and a filter of the tokens that may follow. It turns any multimodal language model into a
-policy for its action space. Everything here traces under ``jax.jit``.
+An adapter turns a multimodal language model into a policy for one action space. It is three trainable parts, a head
+(hidden state to token), an embedding (token to what is fed back) and a decoder (tokens to action), and a filter of the
+tokens that may follow.
 
-``tokens`` are vocabulary ids, int32[..., M]. For regression, which has no vocabulary, the one "token" is the
-normalised action itself, float32[..., A]; the rest of the program need not know.
+An adapter is one file: a subclass of ``Adapter`` with a frozen dataclass ``Config`` and a class method ``make``.
+``ADAPTERS`` in ``adapters/__init__.py`` gives it its name. Training, checkpoints and inference need nothing else.
+
+Everything but construction traces under ``jax.jit``. ``tokens`` are vocabulary ids, int32[..., M]. For regression,
+which has no vocabulary, the one "token" is the normalised action itself, float32[..., A]; the rest of the program need
+not know.
 """
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
+from mllm_act.action_tokenizer.fast import FastConfig
 from mllm_act.normalization import Statistics
 
 # Feeds one token's embedding back to the model: (embedding [B, D], state) -> (hidden [B, D], state).
@@ -21,14 +28,54 @@ Extend = Callable[[Float[Array, "B D"], Any], tuple[Float[Array, "B D"], Any]]
 Tokens = Array
 
 
-class Adapter(nnx.Module):
-    """What the seven adapters have in common.
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The language model's vocabulary, as far as adapters need to know it.
 
     Attributes:
+      size: V, the number of token ids.
+      width: D, of embeddings and hidden states.
+      first_action: the first of the reserved rows that actions are written over; they run to the end.
+    """
+
+    size: int
+    width: int
+    first_action: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What a training run knows about an embodiment when it configures the adapter.
+
+    Attributes:
+      actions: the names of discrete actions, in the environment's order; none for continuous ones.
+      tokenizer: the sizes of the action tokenizer of stage one, where the adapter needs one.
+      text_tokenizer: the model's text tokenizer, a Hugging Face ``tokenizer.json`` as text.
+    """
+
+    actions: tuple[str, ...]
+    tokenizer: TokenizerConfig | FastConfig | None
+    text_tokenizer: str
+
+
+class Adapter(nnx.Module):
+    """The base of all adapters.
+
+    Attributes:
+      Config: a frozen dataclass of JSON types. It is kept in the checkpoint, and the adapter is rebuilt from it. A
+        field with a default is a setting, ``config.adapter.FIELD``; ``configure`` fills in fields without one.
+      discrete: whether actions are names out of a list rather than numbers.
+      needs_tokenizer: whether stage one has to train an action tokenizer first.
+      writes_words: whether actions are written as text, so that the text tokenizer should know their names.
       tokens_per_action: M, how many tokens an action takes.
-      codes: K, how many rows of the vocabulary it writes over; none where it has no vocabulary.
+      codes: K, how many rows of the vocabulary it writes over; 0 where it has no vocabulary of its own.
       statistics: of the demonstrations; they map actions to [-1, 1] and back.
     """
+
+    Config: ClassVar[type]
+    discrete: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
+    writes_words: ClassVar[bool] = False
 
     tokens_per_action: int
     codes: int = 0
@@ -36,24 +83,50 @@ class Adapter(nnx.Module):
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics
 
-    def with_rows(self, embedding: Float[Array, "V D"], head: Float[Array, "V D"]) -> "Adapter":
-        """Returns the adapter with the language model's tables lent to it, for the computation at hand.
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> Any:
+        """Returns a ``Config`` made from the user's settings and what the run knows.
 
-        Adapters that write actions in the model's own tokens need them for all but ``encode`` and ``decode``. The
-        others have rows of their own, and are returned as they are.
+        Raises:
+          UserError: if they do not fit; it names the key.
+        """
+        return cls.Config(**settings)
+
+    @classmethod
+    def make(
+        cls, config: Any, statistics: Statistics, vocabulary: Vocabulary, rngs: nnx.Rngs
+    ) -> "Adapter":
+        """Returns an adapter with fresh parameters.
+
+        Args:
+          config: a ``Config``.
+          statistics: of the vectors to decide on; for chunks of H actions those of H*A numbers.
+          vocabulary: the language model's.
+          rngs: the source of random parameters.
+
+        Raises:
+          UserError: if the config does not fit the statistics or the vocabulary.
+        """
+        raise NotImplementedError
+
+    def with_rows(self, embedding: Float[Array, "V D"], head: Float[Array, "V D"]) -> "Adapter":
+        """Returns the adapter with the language model's tables, for one computation.
+
+        Adapters that write actions in the model's own tokens need the tables for everything but ``encode`` and
+        ``decode``. The others have rows of their own and return themselves.
         """
         return self
 
     def encode(self, action: Float[Array, "... A"]) -> Tokens:
-        """Returns the training target of an action in the environment's own numbers."""
+        """Returns the training target of an action in the environment's units."""
         raise NotImplementedError
 
     def decode(self, tokens: Tokens) -> Float[Array, "... A"]:
-        """Returns the action, in the environment's own numbers, that tokens stand for."""
+        """Returns the action, in the environment's units, that the tokens stand for."""
         raise NotImplementedError
 
     def embed(self, tokens: Tokens) -> Float[Array, "... M D"]:
-        """Returns what is fed back to the model for each token of an action."""
+        """Returns the embedding of each token of an action, which is fed back to the model."""
         raise NotImplementedError
 
     def allowed(self, prefix: Tokens) -> Bool[Array, "... V"]:
@@ -67,7 +140,7 @@ class Adapter(nnx.Module):
         mask: Bool[Array, "B T"],
         proprio: Float[Array, "B T P"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the teacher-forced loss, averaged over the steps that exist, and metrics by name.
+        """Returns the teacher-forced loss, averaged over the steps of the mask, and metrics by name.
 
         Args:
           hidden: the hidden states that predict each token.
@@ -89,7 +162,7 @@ class Adapter(nnx.Module):
         state: Any,
         key: PRNGKeyArray | None = None,
     ) -> Tokens:
-        """Decodes one action's tokens, a fixed number of them.
+        """Decodes the tokens of one action, a fixed number of them.
 
         Args:
           hidden: the hidden state that predicts the first token.

@@ -1,9 +1,10 @@
 """Pred for discrete actions: an MLP on the hidden state, one logit an action (arXiv 2406.07904, section 3.2.1).
 
-The appendix has two layers of width 2048 with ReLU, as for continuous actions. Nothing of the vocabulary is used.
+The appendix has two layers of width 2048 with ReLU, as for continuous actions. The vocabulary is not used.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +12,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mllm_act.adapters.base import Extend
+from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.adapters.discrete import Discrete
 from mllm_act.adapters.token_filter import choose, filtered_log_softmax
 from mllm_act.models.layers import Linear
 from mllm_act.normalization import Statistics
 
 
+@dataclasses.dataclass(frozen=True)
+class CategoricalConfig:
+    """The names of the actions, and the settings."""
+
+    actions: tuple[str, ...]
+    hidden: int = 2048  # width of the MLP
+
+
 class Categorical(Discrete):
-    """One "token", the action's place in the list."""
+    """One "token", the index of the action."""
+
+    Config = CategoricalConfig
 
     tokens_per_action = 1
 
@@ -37,6 +48,22 @@ class Categorical(Discrete):
         self.output = Linear(hidden, len(self.names), bias=True, rngs=rngs)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (len(self.names), width)))
 
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> CategoricalConfig:
+        """See ``Adapter.configure``."""
+        return CategoricalConfig(facts.actions, **settings)
+
+    @classmethod
+    def make(
+        cls,
+        config: CategoricalConfig,
+        statistics: Statistics,
+        vocabulary: Vocabulary,
+        rngs: nnx.Rngs,
+    ) -> "Categorical":
+        """See ``Adapter.make``."""
+        return cls(statistics, config.actions, vocabulary.width, config.hidden, rngs)
+
     def encode(self, action: Float[Array, "... 1"]) -> Int[Array, "... 1"]:
         """See ``Adapter.encode``."""
         return self.to_index(action)[..., None]
@@ -46,15 +73,15 @@ class Categorical(Discrete):
         return self.from_index(tokens[..., 0])
 
     def embed(self, tokens: Int[Array, "... 1"]) -> Float[Array, "... 1 D"]:
-        """Returns the action's row of a table; used where actions are part of the history."""
+        """Returns the action's row of an embedding table; used where the history includes actions."""
         return self.embedding[...][tokens]
 
     def allowed(self, prefix: Int[Array, "... 0"]) -> Bool[Array, "... actions"]:
-        """See ``Adapter.allowed``: the head has a logit for each action and no other."""
+        """See ``Adapter.allowed``: the head has one logit per action, and all are allowed."""
         return jnp.ones((*prefix.shape[:-1], len(self.names)), bool)
 
     def _logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... actions"]:
-        x = hidden.astype(jnp.float32)  # as the regression, whatever the model computes in
+        x = hidden.astype(jnp.float32)  # in float32, as regression, whatever the model computes in
         x = jax.nn.relu(self.layer1(x))
         x = jax.nn.relu(self.layer2(x))
         return self.output(x)

@@ -1,4 +1,4 @@
-"""What adapters of discrete actions share: an action is its place in a list, a vector of one number in batches."""
+"""The base of adapters for discrete actions. An action is an index into a list of names, float32[1] in batches."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,12 @@ from mllm_act.normalization import Statistics
 
 
 class Discrete(Adapter):
-    """An adapter of the actions that ``names`` lists."""
+    """An adapter of the actions in ``names``."""
+
+    discrete = True
 
     def __init__(self, statistics: Statistics, names: Sequence[str]) -> None:
-        """Looks at the demonstrations' actions.
+        """Checks the names against the demonstrations.
 
         Raises:
           UserError: if there are no names, or an action of the demonstrations is not in the list.
@@ -39,9 +41,9 @@ class Discrete(Adapter):
             )
 
     def to_index(self, action: Float[Array, "... 1"]) -> Int[Array, "..."]:
-        """Returns an action's place in the list."""
+        """Returns the index of an action."""
         return jnp.round(action[..., 0]).astype(jnp.int32)
 
     def from_index(self, index: Int[Array, "..."]) -> Float[Array, "... 1"]:
-        """Returns the action, in the environment's own numbers, of a place in the list."""
+        """Returns the action, as the environment takes it, of an index."""
         return index[..., None].astype(jnp.float32)

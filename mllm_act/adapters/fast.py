@@ -1,5 +1,7 @@
-"""FAST: a chunk of actions as byte pairs of its cosine coefficients, as few as it takes (arXiv 2501.09747)."""
+"""FAST: a chunk of actions as byte pairs of its cosine coefficients (arXiv 2501.09747)."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,46 +10,72 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.action_tokenizer.byte_pair import END
-from mllm_act.action_tokenizer.fast import FastTokenizer
+from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
-from mllm_act.adapters.base import Extend
+from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.normalization import Statistics
 
 
+@dataclasses.dataclass(frozen=True)
+class FastAdapterConfig:
+    """The sizes of the tokenizer: the fields of its ``FastConfig``."""
+
+    tokenizer: Mapping[str, Any]
+
+
 class Fast(ActionTokenAdapter):
-    """M tokens at the most. Where the chunk has its end, only the end may follow: it costs nothing and teaches nothing.
+    """At most M tokens. After the end token only the end token is allowed, which costs nothing and teaches nothing.
 
     The tokenizer is part of the adapter, but never trained. ``statistics`` are those of chunks.
     """
 
+    Config = FastAdapterConfig
+    needs_tokenizer = True
+
     def __init__(
         self,
         statistics: Statistics,
-        width: int,
-        first_token: int,
+        vocabulary: Vocabulary,
         tokenizer: FastTokenizer,
         rngs: nnx.Rngs,
     ) -> None:
-        config = tokenizer.config
-        super().__init__(statistics, width, config.tokens, config.codes, first_token, rngs)
+        sizes = tokenizer.config
+        super().__init__(statistics, vocabulary, sizes.tokens, sizes.codes, rngs)
         self.tokenizer = tokenizer
 
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> FastAdapterConfig:
+        """See ``Adapter.configure``."""
+        assert isinstance(facts.tokenizer, FastConfig)
+        return FastAdapterConfig(dataclasses.asdict(facts.tokenizer), **settings)
+
+    @classmethod
+    def make(
+        cls,
+        config: FastAdapterConfig,
+        statistics: Statistics,
+        vocabulary: Vocabulary,
+        rngs: nnx.Rngs,
+    ) -> "Fast":
+        """See ``Adapter.make``."""
+        return cls(statistics, vocabulary, FastTokenizer(FastConfig(**config.tokenizer)), rngs)
+
     def to_codes(self, action: Float[Array, "... HA"]) -> Int[Array, "... M"]:
-        """Returns the tokenizer's codes, the end's after the last of a shorter chunk."""
+        """Returns the codes of the tokenizer; a shorter sequence is padded with the end code."""
         return self.tokenizer.encode(action)
 
     def from_codes(self, codes: Int[Array, "... M"]) -> Float[Array, "... HA"]:
-        """Returns the chunk that codes stand for, within the demonstrations' range."""
+        """Returns the chunk that the codes stand for, clipped to the range of the demonstrations."""
         return jnp.clip(self.tokenizer.decode(codes), -1, 1)
 
     def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... K"]:
-        """See ``Adapter.allowed``: what still fits into the chunk, and nothing but the end after the end."""
+        """See ``Adapter.allowed``: codes that still fit into the chunk; after the end code only the end code."""
         return self.tokenizer.allowed(prefix - self.first_token)
 
     def _all_log_probs(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M K"]:
-        # As the base's, in one product: M is ten times that of the other adapters.
+        # In one product, unlike the base class: M is ten times that of the other adapters.
         room = self.tokenizer.room(tokens - self.first_token)[..., :-1]
         return self._log_probs(hidden, self.tokenizer.fitting(room))
 
@@ -58,10 +86,10 @@ class Fast(ActionTokenAdapter):
         mask: Bool[Array, "B T"],
         proprio: Float[Array, "B T P"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Cross-entropy averaged over the tokens that are a choice, the end among them; see ``Adapter.loss``.
+        """Cross-entropy averaged over the tokens up to and including the end token; see ``Adapter.loss``.
 
-        Metrics: ``token_accuracy`` of the same tokens, and ``tokens``, how many an action has. Proprioception is not
-        used.
+        Metrics: ``token_accuracy`` over the same tokens, and ``tokens``, their mean number per action. Proprioception
+        is not used.
         """
         log_probs = self._all_log_probs(hidden, tokens)
         target = (tokens - self.first_token)[..., None]
@@ -83,15 +111,15 @@ class Fast(ActionTokenAdapter):
         state: Any,
         key: PRNGKeyArray | None = None,
     ) -> Int[Array, "B M"]:
-        """See ``Adapter.sample``. Once every action of the batch has its end, the model is run no more."""
-        places = self.tokens_per_action
+        """See ``Adapter.sample``. The model is not run any more once every action of the batch has ended."""
+        length = self.tokens_per_action
 
         def rest(hidden: Array, state: Any, tokens: Int[Array, "B j"]) -> Int[Array, "B M"]:
             tokens = self._add_token(hidden, tokens, key)
-            missing = places - tokens.shape[1]
+            missing = length - tokens.shape[1]
             if missing == 0:
                 return tokens
-            # Each place within the one before: the model's state need not come out of a branch.
+            # Nested, so that the model's state need not come out of a branch.
             return jax.lax.cond(
                 (self.tokenizer.room(tokens - self.first_token)[:, -1] > 0).any(),
                 lambda: rest(*extend(self.embed(tokens[:, -1:])[:, 0], state), tokens),

@@ -1,11 +1,12 @@
 """SemLang and Lang: actions in the language model's own tokens, head and embedding (arXiv 2406.07904, section 3.2.1).
 
-SemLang says an action by its words, Lang by digits that mean nothing: the same adapter on other token sequences. It has
-no parameters. The rows of the language model's tables are lent to it (``with_rows``), so that they are frozen or
-trained as the model's are; of the head it reads only those of tokens that occur in some action.
+SemLang writes an action in words, Lang in meaningless digits: the same adapter with different token sequences. It has
+no parameters. It borrows the language model's tables (``with_rows``), so they are frozen or trained as the model's
+are. Of the head it reads only the rows of tokens that occur in some action.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,21 +14,33 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mllm_act.adapters.base import Extend
+from mllm_act.adapters import action_words
+from mllm_act.adapters.action_words import Sequences
+from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.adapters.discrete import Discrete
 from mllm_act.adapters.token_filter import Trie, choose, filtered_log_softmax
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 
-Sequences = tuple[tuple[int, ...], ...]
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """The names of the actions, the token ids of each, and the token that ends and pads them."""
+
+    actions: tuple[str, ...]
+    sequences: Sequences
+    end: int
 
 
 class Language(Discrete):
-    """M is the longest sequence's length; shorter ones are filled up with the ``end`` token.
+    """M is the length of the longest sequence; shorter ones are padded with the ``end`` token.
 
-    An action whose sequence begins another's is told from it by the end token that follows. Where nothing else can
-    follow, the end token has probability one, costs nothing, and the model is not run for it.
+    Where one action's sequence is the beginning of another's, the end token after it tells them apart. Where nothing
+    else can follow, the end token has probability one and costs nothing, and the model is not run for it.
     """
+
+    Config = LanguageConfig
+    writes_words = True
 
     def __init__(
         self,
@@ -43,26 +56,33 @@ class Language(Discrete):
           statistics: of the demonstrations.
           names: of the actions, in the environment's order.
           sequences: the token ids of each action.
-          end: fills shorter sequences up.
-          vocabulary: V, how many tokens the language model knows.
+          end: the token that pads shorter sequences.
+          vocabulary: V, the number of token ids of the language model.
 
         Raises:
-          UserError: if a sequence is empty or is another's, a token is not in the vocabulary, or the demonstrations
+          UserError: if a sequence is empty or occurs twice, a token is not in the vocabulary, or the demonstrations
             have an action that is not in the list.
         """
         super().__init__(statistics, names)
         self.end, self.vocabulary = end, vocabulary
-        self.trie = Trie(_filled_up(self.names, sequences, end, vocabulary))
+        self.trie = Trie(_padded(self.names, sequences, end, vocabulary))
         self.tokens_per_action = len(self.trie.sequences[0])
         self.embedding: Float[Array, "V D"] | None = nnx.data(None)
         self.head: Float[Array, "C D"] | None = nnx.data(None)
 
+    @classmethod
+    def make(
+        cls, config: LanguageConfig, statistics: Statistics, vocabulary: Vocabulary, rngs: nnx.Rngs
+    ) -> "Language":
+        """See ``Adapter.make``."""
+        return cls(statistics, config.actions, config.sequences, config.end, vocabulary.size)
+
     def with_rows(self, embedding: Float[Array, "V D"], head: Float[Array, "V D"]) -> "Language":
         """See ``Adapter.with_rows``."""
         sequences = self.trie.sequences
-        lent = Language(self.statistics, self.names, sequences, self.end, self.vocabulary)
-        lent.embedding, lent.head = embedding, head[self.trie.candidates]
-        return lent
+        adapter = type(self)(self.statistics, self.names, sequences, self.end, self.vocabulary)
+        adapter.embedding, adapter.head = embedding, head[self.trie.candidates]
+        return adapter
 
     def encode(self, action: Float[Array, "... 1"]) -> Int[Array, "... M"]:
         """See ``Adapter.encode``; -1, whose loss is infinite, for an action that is not in the list."""
@@ -71,12 +91,12 @@ class Language(Discrete):
         return rows.get(mode="fill", fill_value=-1, wrap_negative_indices=False)
 
     def decode(self, tokens: Int[Array, "... M"]) -> Float[Array, "... 1"]:
-        """See ``Adapter.decode``; -1 for tokens that are no action's, which ``sample`` never gives."""
+        """See ``Adapter.decode``; -1 for tokens that are not an action, which ``sample`` never returns."""
         return self.from_index(self.trie.index(tokens))
 
     def embed(self, tokens: Int[Array, "... M"]) -> Float[Array, "... M D"]:
         """See ``Adapter.embed``."""
-        assert self.embedding is not None, "with_rows comes first"
+        assert self.embedding is not None, "call with_rows first"
         return self.embedding[tokens]
 
     def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... C"]:
@@ -84,7 +104,7 @@ class Language(Discrete):
         return self.trie.allowed(self.trie.walk(prefix)[..., -1])
 
     def _logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... C"]:
-        assert self.head is not None, "with_rows comes first"
+        assert self.head is not None, "call with_rows first"
         head = self.head.astype(hidden.dtype)
         return jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
 
@@ -97,7 +117,7 @@ class Language(Discrete):
     def _of_tokens(
         self, log_probs: Float[Array, "B T M C"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M"]:
-        """Picks the tokens' log-probabilities; -inf where one is no candidate."""
+        """Picks the log-probabilities of the tokens; -inf for a token that is not a candidate."""
         column = self.trie.columns(tokens)[..., None]
         known = (tokens[..., None] == self.trie.candidates).any(-1)
         return jnp.where(known, jnp.take_along_axis(log_probs, column, axis=-1)[..., 0], -jnp.inf)
@@ -109,7 +129,7 @@ class Language(Discrete):
         mask: Bool[Array, "B T"],
         proprio: Float[Array, "B T P"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Cross-entropy of the tokens among those that may follow, averaged over all M places; see ``Adapter.loss``.
+        """Cross-entropy of the tokens among those allowed, averaged over all M positions; see ``Adapter.loss``.
 
         Proprioception is not used.
         """
@@ -117,15 +137,15 @@ class Language(Discrete):
         cross_entropy = -self._of_tokens(log_probs, tokens)
         correct = log_probs.argmax(-1) == self.trie.columns(tokens)
         count = jnp.maximum(mask.sum(), 1)
-        per_place = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
+        per_token = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
         accuracy = jnp.where(mask[..., None], correct, False).sum((0, 1)) / count
         metrics = {f"token_accuracy_{j}": accuracy[j] for j in range(self.tokens_per_action)}
-        return per_place.mean(), metrics
+        return per_token.mean(), metrics
 
     def log_prob(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T"]:
-        """See ``Adapter.log_prob``; -inf for tokens that are no action's."""
+        """See ``Adapter.log_prob``; -inf for tokens that are not an action."""
         return self._of_tokens(self._log_probs(hidden, tokens), tokens).sum(-1)
 
     def sample(
@@ -136,14 +156,14 @@ class Language(Discrete):
         state: Any,
         key: PRNGKeyArray | None = None,
     ) -> Int[Array, "B M"]:
-        """See ``Adapter.sample``. The model is run up to the last token that is not settled by those before it."""
+        """See ``Adapter.sample``. The model runs up to the last token that the earlier ones do not determine."""
         trie, node, tokens = self.trie, jnp.zeros(len(hidden), jnp.int32), []
         last = max(trie.decisions, default=-1)
         for j in range(self.tokens_per_action):
             allowed = trie.allowed(node)
             if j in trie.decisions:
-                place = None if key is None else jax.random.fold_in(key, j)
-                column = choose(self._logits(hidden), allowed, place)
+                draw = None if key is None else jax.random.fold_in(key, j)
+                column = choose(self._logits(hidden), allowed, draw)
             else:
                 column = allowed.argmax(-1)
             node = trie.step(node, column)
@@ -153,65 +173,52 @@ class Language(Discrete):
         return jnp.stack(tokens, axis=-1)
 
 
-def _filled_up(
+class SemLang(Language):
+    """Actions in the words of their names."""
+
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> LanguageConfig:
+        """See ``Adapter.configure``."""
+        sequences = action_words.words(facts.text_tokenizer, facts.actions)
+        return LanguageConfig(facts.actions, sequences, action_words.end(facts.text_tokenizer))
+
+
+class Lang(Language):
+    """Actions in digits, as many as SemLang has tokens."""
+
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> LanguageConfig:
+        """See ``Adapter.configure``."""
+        words = action_words.words(facts.text_tokenizer, facts.actions)
+        digits = action_words.digits(facts.text_tokenizer)
+        sequences = action_words.digit_sequences(facts.actions, words, digits)
+        return LanguageConfig(facts.actions, sequences, action_words.end(facts.text_tokenizer))
+
+
+def _padded(
     names: Sequence[str], sequences: Sequence[Sequence[int]], end: int, vocabulary: int
 ) -> Sequences:
-    """Returns sequences of one length, and raises UserError where they cannot stand for the actions."""
+    """Returns the sequences padded to one length; UserError where they cannot stand for the actions."""
     assert len(names) == len(sequences)
     longest = max(map(len, sequences))
     owner: dict[tuple[int, ...], str] = {}
     for name, sequence in zip(names, sequences, strict=True):
         if not sequence:
             raise UserError(
-                f"config.actions: expected words for every action, found {name!r}, which has no token; name it "
-                "otherwise"
+                f"config.actions: expected words for every action, found {name!r}, which has no token; rename it"
             )
         for token in (*sequence, end):
             if not 0 <= token < vocabulary:
                 raise UserError(
                     f"config.actions: expected token ids below {vocabulary}, the model's vocabulary, found {token} in "
-                    f"{name!r}; the tokenizer is of another model: import the weights anew with python -m "
-                    "mllm_act.import_hf"
+                    f"{name!r}; the text tokenizer belongs to another model: import the weights again with "
+                    "python -m mllm_act.import_hf"
                 )
-        filled = (*map(int, sequence), *[end] * (longest - len(sequence)))
-        if filled in owner:
+        padded = (*map(int, sequence), *[end] * (longest - len(sequence)))
+        if padded in owner:
             raise UserError(
-                f"config.actions: expected every action in tokens of its own, found {owner[filled]!r} and {name!r}, "
-                f"both {list(sequence)}; name one of them otherwise"
+                f"config.actions: expected different tokens for every action, found {owner[padded]!r} and {name!r}, "
+                f"both {list(sequence)}; rename one of them"
             )
-        owner[filled] = name
+        owner[padded] = name
     return tuple(owner)
-
-
-def digit_sequences(
-    names: Sequence[str], sequences: Sequence[Sequence[int]], digits: Sequence[int]
-) -> Sequences:
-    """Returns Lang's sequences: one of digits for each action, as long as the action's words, no two the same.
-
-    Mapping every token to a digit of its own accord, as the paper words it, is not injective beyond ten words. Here
-    no sequence begins another where the lengths admit that (Kraft's inequality; they are the canonical code), and the
-    actions of each length are numbered where they do not.
-
-    Args:
-      names: of the actions.
-      sequences: the token ids of their words.
-      digits: the token ids of 0 to 9.
-
-    Raises:
-      UserError: if there are more actions of a length than numbers of as many digits.
-    """
-    assert len(digits) == 10
-    lengths = [len(sequence) for sequence in sequences]
-    longest = max(lengths)
-    prefix_free = sum(10 ** (longest - n) for n in lengths) <= 10**longest
-    numbers, total, count = [""] * len(lengths), 0, dict.fromkeys(lengths, 0)
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        n = lengths[i]
-        if count[n] == 10**n:
-            raise UserError(
-                f"config.actions: expected at most {10**n} actions of {n} tokens, as many as there are numbers of {n} "
-                f"digits for adapter lang, found {lengths.count(n)}, {names[i]!r} among them; use more words"
-            )
-        numbers[i] = f"{total:0{longest}}"[:n] if prefix_free else f"{count[n]:0{n}}"
-        total, count[n] = total + 10 ** (longest - n), count[n] + 1
-    return tuple(tuple(digits[int(digit)] for digit in number) for number in numbers)

@@ -1,8 +1,9 @@
 """Pred for continuous actions: an MLP on the hidden state and proprioception, trained by MSE (arXiv 2406.07904, 3.2.2).
 
-The appendix has two layers of width 2048 with ReLU; the proprioception is an extra input of this adapter alone.
+The appendix has two layers of width 2048 with ReLU. Only this adapter takes proprioception as an extra input.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,13 +11,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mllm_act.adapters.base import Adapter, Extend
+from mllm_act.adapters.base import Adapter, Extend, Vocabulary
 from mllm_act.models.layers import Linear
 from mllm_act.normalization import Statistics
 
 
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig:
+    """The settings."""
+
+    hidden: int = 2048  # width of the MLP
+
+
 class Regression(Adapter):
     """One "token", the normalised action itself."""
+
+    Config = RegressionConfig
 
     tokens_per_action = 1
 
@@ -30,16 +40,28 @@ class Regression(Adapter):
         self.output = Linear(hidden, actions, bias=True, rngs=rngs)
         self.embedding = Linear(actions, width, rngs=rngs)
 
+    @classmethod
+    def make(
+        cls,
+        config: RegressionConfig,
+        statistics: Statistics,
+        vocabulary: Vocabulary,
+        rngs: nnx.Rngs,
+    ) -> "Regression":
+        """See ``Adapter.make``."""
+        proprio = len(statistics.proprio.mean)
+        return cls(statistics, vocabulary.width, proprio, config.hidden, rngs)
+
     def encode(self, action: Float[Array, "... A"]) -> Float[Array, "... A"]:
         """Returns the normalised action."""
         return self.statistics.normalize_action(action)
 
     def decode(self, tokens: Float[Array, "... A"]) -> Float[Array, "... A"]:
-        """Returns the action in the environment's numbers, clipped to the range the demonstrations fill."""
+        """Returns the action in the environment's units, clipped to the range of the demonstrations."""
         return self.statistics.unnormalize_action(jnp.clip(tokens, -1, 1))
 
     def embed(self, tokens: Float[Array, "... A"]) -> Float[Array, "... 1 D"]:
-        """Returns a linear embedding of the action; used where actions are part of the history."""
+        """Returns a linear embedding of the action; used where the history includes actions."""
         return self.embedding(tokens)[..., None, :]
 
     def allowed(self, prefix: Array) -> Bool[Array, "... 1"]:
@@ -49,7 +71,7 @@ class Regression(Adapter):
     def _predict(
         self, hidden: Float[Array, "... D"], proprio: Float[Array, "... P"]
     ) -> Float[Array, "... A"]:
-        # In float32, whatever the model computes in: bfloat16 has 8 bits for a position.
+        # In float32, whatever the model computes in: bfloat16 has 8 bits of precision.
         x = jnp.concatenate([hidden, proprio], axis=-1, dtype=jnp.float32)
         x = jax.nn.relu(self.layer1(x))
         x = jax.nn.relu(self.layer2(x))

@@ -1,10 +1,10 @@
-"""Measures one decision of a policy at real shapes, with random weights and pictures.
+"""Measures one decision of a policy at real shapes, with random weights and images.
 
-    python -m mllm_act.bench act                 # LLaVA-1.5-7B, one robot, 3 steps of context, two tokens an action
+    python -m mllm_act.bench act                 # LLaVA-1.5-7B, one robot, 3 steps of context, two tokens per action
     python -m mllm_act.bench act --context=12
 
-What is timed is ``Policy.act``: the picture goes to the device, is encoded, past pictures' latents are kept,
-the sequence is read, M tokens are decoded, the action comes back. The last line is JSON.
+``Policy.act`` is timed: the image goes to the device and is encoded, the latents of past images are reused, the
+language model reads the sequence, M tokens are decoded, and the action comes back. The last line is JSON.
 """
 
 import argparse
@@ -18,10 +18,8 @@ from flax import nnx
 
 from mllm_act.bench import synthetic, trace
 from mllm_act.bench.train import add_model_flags
-from mllm_act.models import presets
 from mllm_act.models.acting.prepare import for_acting
 from mllm_act.policy import Policy
-from mllm_act.policy import network as networks
 
 
 def main(argv: list[str]) -> None:
@@ -37,18 +35,15 @@ def main(argv: list[str]) -> None:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, object]:
-    """Times decisions and returns what is reported."""
-    config = synthetic.model(flags)
-    graph, trained, frozen = synthetic.initialize(
-        synthetic.maker(config, flags.tokens), presets.get(flags.preset).trained
-    )
+    """Times decisions and returns the report."""
+    network_config = synthetic.network_config(flags)
+    config = network_config.model
+    graph, trained, frozen = synthetic.initialize(network_config)
     network = nnx.merge(graph, trained, frozen)
     del trained, frozen
     network.mllm = for_acting(network.mllm)
     prompt = synthetic.prompt(flags.prompt_tokens)
-    embodiment = networks.Embodiment(
-        adapter="rvq", cameras=(synthetic.CAMERA,), context=flags.context, chunk=1, hidden=0, bins=0, tokenizer=None
-    )  # fmt: skip
+    embodiment = network_config.embodiments[synthetic.NAME]
     policy = Policy(network, synthetic.NAME, embodiment, prompt, meta={})
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(network)))
     del network

@@ -1,28 +1,28 @@
-"""Measures the training pipeline against a bare read and JPEG decode of the same files.
+"""Compares the throughput of the training pipeline with that of a minimal reader of the same files.
 
     python -m mllm_act.bench data --data=DIR
 
-Both read the same split on the same cores with the same thread pool, in turns, each warmed up
-before its clock starts. The bare reader does the least that yields pictures: TFRecord read, parse
-of the images alone, decode of a whole episode in one map; no windows, no shuffle, no batch, no
-numpy. The pipeline does all that training asks of it. Frames are counted without padding. The
-processor time of each frame stands beside the rate: other programs on the machine disturb it less.
+Both read the same split on the same cores with the same thread pool, alternately, each with a
+warm-up that is not timed. The minimal reader only reads TFRecords, parses their images and decodes
+one episode at a time: no windows, no shuffling, no batches, no numpy. The pipeline does everything
+that training needs. Padding does not count as frames. CPU time per frame is reported as well,
+because other programs on the machine affect it less than the rate.
 """
 
 import argparse
 import json
-import statistics as numbers
 import time
 from collections.abc import Iterator
+from statistics import median
 
-from data_pipelines.reading import pipeline
 from data_pipelines.reading.episodes import read_actions
+from data_pipelines.reading.pipeline import TrainBatches, cores, options
 from data_pipelines.reading.rlds import IMAGE, Dataset, Split, open_dataset
 from data_pipelines.tensorflow_cpu import tf
 
 
 def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
-    """Reads and decodes the split's images over and over; yields the number of each element."""
+    """Reads and decodes the images of a split, repeatedly; yields the number of frames of each episode."""
     spec = {
         IMAGE + camera: tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True)
         for camera in dataset.cameras
@@ -37,32 +37,32 @@ def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
     episodes = (
         tf.data.TFRecordDataset([str(file) for file in split.files])
         .repeat()
-        .map(decode, num_parallel_calls=max(2, pipeline.cores()))
-        .with_options(pipeline.options())
+        .map(decode, num_parallel_calls=max(2, cores()))
+        .with_options(options())
     )
     for images in episodes:
         yield int(images[0].shape[0])
 
 
 def pipeline_frames(dataset: Dataset, split: str, batch_size: int, context: int) -> Iterator[int]:
-    """Iterates the training pipeline; yields the number of frames of each batch."""
-    batches = pipeline.TrainBatches(dataset, split, batch_size=batch_size, context=context, seed=0)
+    """Runs the training pipeline; yields the number of frames of each batch."""
+    batches = TrainBatches(dataset, split, batch_size=batch_size, context=context, seed=0)
     for batch in batches:
         yield int(batch["mask"].sum())
 
 
 def measure(frames: Iterator[int], count: int, warm_up: int) -> tuple[float, float]:
-    """Returns frames/s, and processor microseconds a frame, over at least ``count`` frames.
+    """Returns frames per second, and CPU microseconds per frame, over at least ``count`` frames.
 
-    The warm-up, which is not timed, empties what was prefetched while the other reader ran.
+    ``warm_up`` frames are read first, to use up what was prefetched while the other reader ran.
     """
     while warm_up > 0:
         warm_up -= next(frames)
-    wall, processor, seen = time.perf_counter(), time.process_time(), 0
-    while seen < count:
-        seen += next(frames)
-    processor = time.process_time() - processor
-    return seen / (time.perf_counter() - wall), 1e6 * processor / seen
+    wall_start, cpu_start, total = time.perf_counter(), time.process_time(), 0
+    while total < count:
+        total += next(frames)
+    cpu_seconds = time.process_time() - cpu_start
+    return total / (time.perf_counter() - wall_start), 1e6 * cpu_seconds / total
 
 
 def main(argv: list[str]) -> None:
@@ -71,35 +71,35 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", required=True, help="RLDS dataset directory")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--context", type=int, default=3, help="steps a window")
+    parser.add_argument("--context", type=int, default=3, help="steps per window")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of measurements")
     flags = parser.parse_args(argv)
 
     dataset = open_dataset(flags.data)
     split = dataset.split(flags.split)
     epoch = int(read_actions(dataset, flags.split).lengths.sum())
-    count = max(epoch, 5000)  # a small dataset is read several times
+    count = max(epoch, 5000)  # small datasets are read several times
     warm_up = max(1000, 8 * flags.batch_size * flags.context)
     bare = bare_frames(dataset, split)
-    ours = pipeline_frames(dataset, flags.split, flags.batch_size, flags.context)
+    pipeline = pipeline_frames(dataset, flags.split, flags.batch_size, flags.context)
     size = split.num_bytes / epoch / 1e3
-    print(f"{flags.data}: {epoch} frames, {size:.1f} kB each, {pipeline.cores()} cores")
+    print(f"{flags.data}: {epoch} frames, {size:.1f} kB per frame, {cores()} cores")
     print("  bare: frames/s  us/frame   pipeline: frames/s  us/frame   ratio of frames/s")
     rows = []
     for _ in range(flags.repeats):
-        rows.append((*measure(bare, count, warm_up), *measure(ours, count, warm_up)))
+        rows.append((*measure(bare, count, warm_up), *measure(pipeline, count, warm_up)))
         row = rows[-1]
         print(f"{row[0]:16.0f}{row[1]:10.0f}{row[2]:21.0f}{row[3]:10.0f}{row[2] / row[0]:20.3f}")
-    median = [numbers.median(column) for column in zip(*rows, strict=True)]
+    medians = [median(column) for column in zip(*rows, strict=True)]
     result = {
         "benchmark": "data",
-        "bare_frames_per_s": round(median[0]),
-        "pipeline_frames_per_s": round(median[2]),
-        "ratio": round(numbers.median(row[2] / row[0] for row in rows), 3),
-        "bare_cpu_us_per_frame": round(median[1]),
-        "pipeline_cpu_us_per_frame": round(median[3]),
+        "bare_frames_per_s": round(medians[0]),
+        "pipeline_frames_per_s": round(medians[2]),
+        "ratio": round(median(row[2] / row[0] for row in rows), 3),
+        "bare_cpu_us_per_frame": round(medians[1]),
+        "pipeline_cpu_us_per_frame": round(medians[3]),
         "frames": epoch,
-        "cores": pipeline.cores(),
+        "cores": cores(),
         "batch_size": flags.batch_size,
         "context": flags.context,
     }

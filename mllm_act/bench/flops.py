@@ -1,12 +1,11 @@
-"""How many floating-point operations a model's arithmetic takes, by formula: two for a multiply-add.
+"""The floating-point operations of a model by formula, two for a multiply-add.
 
-Counted are matrix products and attention scores, as they are computed (the whole N x N, masked or not). Forward, a
-matrix [I, O] takes ``2 I O`` for each row. The gradient of its input takes as many again, that of a trained matrix as
-many once more. Frozen vision encoders have no backward pass. Recomputation does not count.
+Matrix products and attention scores are counted as they are computed (the whole N x N, masked or not). In the forward
+pass a matrix [I, O] takes ``2 I O`` per row. The gradient of its input takes as many again, and so does the gradient of
+a trained matrix. Frozen vision encoders have no backward pass. Recomputation does not count.
 """
 
-import math
-
+from mllm_act.models.bridge.bridge import PARTS, part_config, shapes
 from mllm_act.models.mllm import MLLMConfig
 
 
@@ -20,36 +19,11 @@ def vision(config: MLLMConfig) -> float:
 
 def bridge(config: MLLMConfig) -> float:
     """Operations to turn one image's features into latents."""
-    features, out, total = config.vision.width, config.language.width, 0.0
-    rows, width = config.vision.patches, features
-    for i, part in enumerate(config.bridge):
-        target = out if i + 1 == len(config.bridge) else features
-        if part == "projector":
-            total += 2 * rows * (width * out + out * out)
-            width = out
-        elif part == "mixer":
-            m = config.mixer
-            sums = m.latents * m.sums
-            total += 2 * rows * m.width * (width + sums)
-            total += 2 * m.latents * m.mlp_width * (m.sums * m.width + target)
-            rows, width = m.latents, target
-        elif part == "film":
-            f = config.film
-            side = math.isqrt(rows) // f.merge
-            taps = (3 * side - 2) ** 2  # those of all places that are on the grid
-            told = f.queries * f.width
-            total += 2 * f.width * (rows * width + side**2 * f.width)
-            total += f.blocks * 2 * f.width * (taps * f.width + 2 * told)
-            total += 2 * f.mlp_width * (f.width + f.latents * target)
-            rows, width = f.latents, target
-        else:
-            p = config.perceiver
-            d, latents, seen = p.width, p.latents, rows + p.latents
-            layer = 2 * (2 * latents * d * d + 2 * seen * d * d + 2 * latents * d * p.mlp_width)
-            total += p.layers * (layer + 4 * latents * seen * d)
-            total += 2 * latents * d * target + (2 * rows * width * d if width != d else 0)
-            rows, width = latents, target
-    return total
+    vision, width = config.vision, config.language.width
+    parts = shapes(config.bridge, config.sizes, vision.patches, vision.width, width)
+    return sum(
+        PARTS[name].flops(part_config(name, config.sizes), shape) for name, shape in parts.items()
+    )
 
 
 def language(config: MLLMConfig, rows: int, seen: int, backward: bool = False) -> float:
@@ -86,7 +60,9 @@ def train(config: MLLMConfig, batch: int, context: int, prompt_tokens: int, toke
     head = 6 * context * tokens * 512 * config.language.width
     images = context * (vision(config) + 3 * bridge(config))
     decoder = language(config, rows, rows, backward=True)
-    if "film" in config.bridge:
-        part = min(config.film.instruction_layer / config.language.layers, 1)
-        decoder += part * language(config, prompt_tokens, prompt_tokens, backward=True)
+    for name in config.bridge:
+        if PARTS[name].reads_instruction:
+            depth = part_config(name, config.sizes).instruction_layer
+            share = min(depth / config.language.layers, 1)
+            decoder += share * language(config, prompt_tokens, prompt_tokens, backward=True)
     return batch * (images + decoder + head)

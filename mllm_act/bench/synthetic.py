@@ -1,11 +1,10 @@
 """A policy's network and batch at a preset's real shapes, with random numbers made on the device.
 
-Speed hardly depends on what weights say, so that benchmarks need no download. Shapes are those of Meta-World: actions
-and proprioception of four numbers, tokenizers of 512 codes.
+Speed hardly depends on the values of weights, so benchmarks need no download. Shapes are those of Meta-World: actions
+and proprioception of four numbers, tokenizers with 512 codes.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +13,19 @@ import numpy as np
 from flax import nnx
 
 from mllm_act import parameters
-from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.adapters import VectorQuantized
+from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
+from mllm_act.adapters.vector_quantized import VectorQuantizedConfig
 from mllm_act.batch import Batch, Observation
 from mllm_act.models import presets
-from mllm_act.models.mllm import MLLM, MLLMConfig
+from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Moments, Statistics
-from mllm_act.policy.network import PolicyNetwork
-from mllm_act.policy.prompt import Prompt, train_tokenizer
+from mllm_act.policy.network import (
+    EmbodimentConfig,
+    NetworkConfig,
+    PolicyNetwork,
+    build_network,
+)
+from mllm_act.policy.prompt import Prompt, train_text_tokenizer
 
 NAME, CAMERA = "synthetic", "camera"
 ACTIONS = 4
@@ -34,34 +38,31 @@ def statistics() -> Statistics:
     return Statistics(moments, moments, 1, 1, "train", "", ("none",), ("none",))
 
 
-def maker(config: MLLMConfig, tokens: int) -> Callable[[], PolicyNetwork]:
-    """Returns what makes a network whose residual VQ adapter writes ``tokens`` tokens an action."""
+def network_config(flags: Any) -> NetworkConfig:
+    """Returns the network that a benchmark's flags name, with a residual VQ adapter of ``flags.tokens`` tokens."""
+    sizes = TokenizerConfig(ACTIONS, quantizers=flags.tokens)
+    adapter = VectorQuantizedConfig(dataclasses.asdict(sizes))
+    embodiment = EmbodimentConfig("rvq", adapter, (CAMERA,), context=flags.context, chunk=1)
+    trained = presets.get(flags.preset).trained
+    return NetworkConfig(flags.preset, model(flags), trained, {NAME: embodiment})
+
+
+def initialize(config: NetworkConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Makes a network on the device; returns its structure, its trained and its frozen parameters."""
 
     def make() -> PolicyNetwork:
-        rngs = nnx.Rngs(0)
-        tokenizer = ActionTokenizer(TokenizerConfig(ACTIONS, quantizers=tokens), rngs=rngs)
-        first = config.language.action_tokens
-        width = config.language.width
-        adapter = VectorQuantized(statistics(), width, first, tokenizer, rngs)
-        return PolicyNetwork(MLLM(config, rngs), {NAME: adapter})
+        return build_network(config, {NAME: statistics()}, nnx.Rngs(0))
 
-    return make
-
-
-def initialize(
-    make: Callable[[], PolicyNetwork], trained: presets.Rules
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Makes the network on the device; returns its structure, its trained and its frozen parameters."""
-    graph, _, _ = parameters.split(nnx.eval_shape(make), trained)
-    return graph, *jax.jit(lambda: parameters.split(make(), trained)[1:])()
+    graph, _, _ = parameters.split(nnx.eval_shape(make), config.trained)
+    return graph, *jax.jit(lambda: parameters.split(make(), config.trained)[1:])()
 
 
 def batch(
     config: MLLMConfig, size: int, context: int, prompt_tokens: int, steps: int | None = None
 ) -> Batch:
-    """Returns a random batch on the device; images have the size the model sees.
+    """Returns a random batch on the device; images have the size that the model sees.
 
-    Of each window the first ``steps`` steps exist, or all.
+    The first ``steps`` steps of each window exist; all of them by default.
     """
     rng = np.random.default_rng(0)
     pixels = config.vision.image_size
@@ -81,17 +82,17 @@ def batch(
 
 
 def prompt(length: int) -> Prompt:
-    """Returns a prompt that is the instruction alone, a token a letter."""
-    return Prompt("{instruction}", train_tokenizer([], 256), length)
+    """Returns a prompt that is just the instruction, one token per letter."""
+    return Prompt("{instruction}", train_text_tokenizer([], 256), length)
 
 
 def letters(length: int) -> str:
-    """Returns an instruction of as many tokens."""
+    """Returns an instruction of ``length`` tokens."""
     return ("abcdefghijklmnopqrstuvwxyz" * length)[:length]
 
 
 def model(flags: Any) -> MLLMConfig:
-    """Returns the model that a benchmark's flags name."""
+    """Returns the sizes of the model that a benchmark's flags name."""
     config = presets.get(flags.preset).model
     language = config.language
     if language.lora is not None:

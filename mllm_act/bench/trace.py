@@ -1,4 +1,4 @@
-"""Where a device's time goes: the kernels of a profiler trace, added up by name."""
+"""Device time by kernel, from a profiler trace."""
 
 import re
 import tempfile
@@ -10,14 +10,14 @@ import jax
 
 
 def kernels(run: Callable[[], None]) -> list[tuple[str, float, int]]:
-    """Runs a function under the profiler.
+    """Profiles a function.
 
     Args:
-      run: it must wait for what it starts.
+      run: the function, which must wait until the device has finished.
 
     Returns:
-      Name, milliseconds and count of each kind of kernel on the first accelerator, longest first. Numbers at the end of
-      names are taken off, so that the layers of a model add up. Empty on the CPU, which has no kernels.
+      Name, milliseconds and count of each kernel on the first accelerator, longest first. Numbers at the end of names
+      are removed, so that the same kernel of all layers is one row. Empty on the CPU, which has no kernels.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -39,13 +39,13 @@ def kernels(run: Callable[[], None]) -> list[tuple[str, float, int]]:
     return [(name, ns / 1e6, count[name]) for name, ns in time.most_common()]
 
 
-def table(found: list[tuple[str, float, int]], runs: int, rows: int = 25) -> str:
-    """Returns the longest kernels as text, in milliseconds and count of one of ``runs`` runs."""
-    total = sum(ms for _, ms, _ in found)
+def table(times: list[tuple[str, float, int]], runs: int, rows: int = 25) -> str:
+    """Returns the result of ``kernels`` as text, the longest ``rows``, divided by the number of ``runs``."""
+    total = sum(ms for _, ms, _ in times)
     lines = [
         f"{'ms':>9} {'share':>6} {'count':>6}  kernel",
         f"{total / runs:9.3f}   100%         all",
     ]
-    for name, ms, count in found[:rows]:
+    for name, ms, count in times[:rows]:
         lines.append(f"{ms / runs:9.3f} {ms / total:6.1%} {count / runs:6.0f}  {name[:90]}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Measures updates of a policy at real shapes, with random weights and pictures made on the device.
+"""Measures the update of ``mllm_act.train`` at real shapes, with random weights and images made on the device.
 
     python -m mllm_act.bench train                                    # the paper's Meta-World shape, LLaVA-1.5-7B
     python -m mllm_act.bench train --context=12                       # its CALVIN shape
@@ -6,24 +6,23 @@
     python -m mllm_act.bench train --preset=smollm2_vit_s --context=32 --batch_size=64 --episode=10     # BabyAI's shape
     python -m mllm_act.bench train --weight_dtype=float8 ...          # frozen matrices held and multiplied in 8 bits
 
-The last line is JSON. Operations, also of steps that do not exist, are counted by mllm_act/bench/flops.py; a step is
-timed on the host over ``--steps`` updates that the device does one after the other. ``--trace`` lists the kernels by
-time.
+The last line is JSON. mllm_act/bench/flops.py counts the operations, also those of steps that do not exist. A step is
+timed on the host over ``--steps`` updates that run back to back on the device. ``--trace`` lists the kernels by time.
 """
 
 import argparse
+import functools
 import json
 import time
 
 import jax
-import optax
-from flax import nnx
+import jax.numpy as jnp
 
-from mllm_act.batch import Batch
 from mllm_act.bench import flops, synthetic, trace
-from mllm_act.models import presets
+from mllm_act.config import load_config
 from mllm_act.models.layers import unstack
-from mllm_act.training import memory
+from mllm_act.training import memory, optimizer
+from mllm_act.training.step import Recipe, update
 
 
 def main(argv: list[str]) -> None:
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     add_model_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument(
-        "--episode", type=int, help="steps of a window that exist; the others are passed over"
+        "--episode", type=int, help="steps of a window that exist; the others are skipped"
     )
     parser.add_argument("--remat", default="", help="none, projections or full; default: preset's")
     parser.add_argument("--lora_targets", default="q|k|v")
@@ -44,24 +43,22 @@ def main(argv: list[str]) -> None:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what both benchmarks of models ask."""
+    """Adds the flags that the benchmarks of models share."""
     parser.add_argument("--preset", default="llava_1_5_7b")
-    parser.add_argument("--context", type=int, default=3, help="T, steps a window")
+    parser.add_argument("--context", type=int, default=3, help="T, steps per window")
     parser.add_argument("--prompt_tokens", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=2, help="M, tokens an action")
-    parser.add_argument("--bridge", default="perceiver", help="parts in their order, with commas")
+    parser.add_argument("--tokens", type=int, default=2, help="M, tokens per action")
+    parser.add_argument("--bridge", default="perceiver", help="its parts in order, comma-separated")
     parser.add_argument(
         "--weight_dtype", default="", help="float32, bfloat16 or float8; default: preset's"
     )
 
 
 def measure(flags: argparse.Namespace) -> dict[str, object]:
-    """Runs the updates and returns what is reported."""
-    config = synthetic.model(flags)
-    trained_rules = presets.get(flags.preset).trained
-    graph, trained, frozen = synthetic.initialize(
-        synthetic.maker(config, flags.tokens), trained_rules
-    )
+    """Runs the updates and returns the report."""
+    network_config = synthetic.network_config(flags)
+    config = network_config.model
+    graph, trained, frozen = synthetic.initialize(network_config)
     estimated = memory.estimate(
         config,
         trained,
@@ -76,24 +73,20 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     batch = synthetic.batch(
         config, flags.batch_size, flags.context, flags.prompt_tokens, flags.episode
     )
-    padded_parts = None if flags.episode is None else 1
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4))
-    state = (trained, jax.jit(tx.init)(trained))
-
-    def update(
-        state: tuple[nnx.State, optax.OptState], frozen: nnx.State, batch: Batch, key: jax.Array
-    ) -> tuple[tuple[nnx.State, optax.OptState], jax.Array]:
-        def loss_of(trained: nnx.State) -> jax.Array:
-            network = nnx.merge(graph, trained, frozen)
-            return network.embodied(synthetic.NAME).loss(batch, key, padded_parts)[0]
-
-        loss, gradients = jax.value_and_grad(loss_of)(state[0])
-        updates, optimizer = tx.update(gradients, state[1], state[0])
-        return (optax.apply_updates(state[0], updates), optimizer), loss
-
-    key = jax.random.key(0)
+    tx, _ = optimizer.build(load_config("configs/policy/common.py:rvq").optimizer, flags.steps)
+    recipe = Recipe(
+        graph=graph,
+        optimizer=tx,
+        key=jax.random.key(0),
+        shares={synthetic.NAME: 1.0},
+        skip_padding={synthetic.NAME: None if flags.episode is None else 1},
+        action_units={},
+    )
+    state = {"trained": trained, "optimizer": jax.jit(tx.init)(trained)}
+    batches, step = {synthetic.NAME: batch}, jnp.int32(1)
     started = time.perf_counter()
-    compiled = jax.jit(update, donate_argnums=0).lower(state, frozen, batch, key).compile()
+    jitted = jax.jit(functools.partial(update, recipe), donate_argnums=0)
+    compiled = jitted.lower(state, frozen, batches, step).compile()
     compiling = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     assert analysis is not None
@@ -106,21 +99,21 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
 
     losses = []
     for _ in range(3):
-        state, loss = compiled(state, frozen, batch, key)
-        losses.append(float(loss))
+        state, metrics = compiled(state, frozen, batches, step)
+        losses.append(float(metrics["loss"]))
     started = time.perf_counter()
     for _ in range(flags.steps):
-        state, loss = compiled(state, frozen, batch, key)
-    loss.block_until_ready()
+        state, metrics = compiled(state, frozen, batches, step)
+    metrics["loss"].block_until_ready()
     seconds = (time.perf_counter() - started) / flags.steps
 
     if flags.trace:
 
         def run() -> None:
-            done = state
+            after = state
             for _ in range(3):
-                done, loss = compiled(done, frozen, batch, key)
-            loss.block_until_ready()
+                after, metrics = compiled(after, frozen, batches, step)
+            metrics["loss"].block_until_ready()
 
         print(trace.table(trace.kernels(run), runs=3))
     operations = flops.train(

@@ -1,15 +1,13 @@
 """Checkpoints: arrays and one JSON document per step, written in the background by Orbax. No pickle.
 
-A checkpoint of step n holds named items (trees of jax arrays, such as ``model`` and ``optimizer``, each restored
-by itself with the shardings asked for) and ``meta`` (JSON: whatever the program needs to go on and to act).
-Orbax renames a step's folder into place when it is whole, so a killed run leaves the last whole one as the newest.
+A checkpoint of step n has named items (trees of jax arrays, such as ``model`` and ``optimizer``, each restored by
+itself with the requested shardings) and ``meta`` (JSON: everything else the program needs to continue and to act).
+Orbax renames the folder of a step into place when it is complete, so that after a kill the newest step is a whole one.
 """
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,27 +17,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mllm_act import parameters
+from mllm_act import __version__, parameters
 from mllm_act.errors import UserError
+from mllm_act.provenance import LIBRARIES, git_commit, library_version
 
-KEPT = 2  # newest steps that stay on disk
-LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "ml-collections",
-    "numpy",
-    "tokenizers",
-)
+KEPT = 2  # how many of the newest steps stay on disk
 
 
 class Checkpointer:
     """Saves and restores steps under ``workdir/checkpoints``, the newest two. Use as a context manager."""
 
     def __init__(self, workdir: Path) -> None:
-        """Opens the folder of a run, making it where it is missing."""
+        """Opens the folder of a run, and creates it if it is missing."""
         self.directory = (workdir / "checkpoints").resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -52,7 +41,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts writing a step; returns once the arrays are copied off the devices. Items may be empty."""
+        """Starts writing a step; returns once the arrays are copied to the host. Items may be empty."""
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree}
         self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)))
 
@@ -60,11 +49,11 @@ class Checkpointer:
         """Reads items of a step with the shapes, dtypes and shardings of ``like``.
 
         Args:
-          step: a step that exists.
-          like: the wanted items; trees of arrays or ``jax.ShapeDtypeStruct``. Others are not read.
+          step: an existing step.
+          like: the items to read; trees of arrays or ``jax.ShapeDtypeStruct``. Other items are not read.
 
         Raises:
-          UserError: if the tree, a shape or a dtype of the checkpoint differs from ``like``; it names them all.
+          UserError: if the checkpoint's tree, shapes or dtypes differ from ``like``; it names all differences.
         """
         for name, arrays in like.items():
             if arrays:
@@ -75,8 +64,8 @@ class Checkpointer:
             restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self.directory}/{step}: expected a whole checkpoint, found one that cannot be read "
-                f"({str(error).splitlines()[0][:300]}); delete that folder to use the step before"
+                f"{self.directory}/{step}: expected a complete checkpoint, found one that cannot be read "
+                f"({str(error).splitlines()[0][:300]}); delete that folder to use the previous step"
             ) from error
         return {name: restored[name] if like[name] else {} for name in like}
 
@@ -92,15 +81,15 @@ class Checkpointer:
         except (KeyError, FileNotFoundError, ValueError) as error:
             raise UserError(
                 f"{self.directory}/{step}: expected the item 'meta' in it, found none that can be read "
-                f"({str(error).splitlines()[0][:200]}); delete that folder to use the step before"
+                f"({str(error).splitlines()[0][:200]}); delete that folder to use the previous step"
             ) from error
 
     def wait(self) -> None:
-        """Blocks until everything saved is on disk."""
+        """Blocks until all saved steps are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the writes under way and releases the threads."""
+        """Waits for pending writes and releases the threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -117,21 +106,21 @@ class Checkpointer:
 
 
 def check_arrays(folder: Path, like: Mapping[str, Any]) -> None:
-    """Compares the arrays that Orbax wrote into a folder to those wanted, without reading them.
+    """Compares the arrays in a folder written by Orbax with those expected, without reading them.
 
     Args:
       folder: of one item.
-      like: arrays or ``jax.ShapeDtypeStruct`` by path.
+      like: the expected arrays or ``jax.ShapeDtypeStruct`` by path.
 
     Raises:
-      UserError: naming every array that is missing, not wanted, or of another shape or dtype.
+      UserError: naming every array that is missing, unexpected, or of another shape or dtype.
     """
     try:
         tree = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
     except (FileNotFoundError, ValueError) as error:
         raise UserError(
-            f"{folder}: expected arrays there, found none that can be read; the checkpoint is not whole: delete the "
-            "step to use the one before"
+            f"{folder}: expected arrays, found none that can be read; the checkpoint is incomplete: delete the step to "
+            "use the previous one"
         ) from error
     found = {name: _kind(leaf) for name, leaf in parameters.flatten(tree).items()}
     wanted = {name: _kind(leaf) for name, leaf in like.items()}
@@ -142,8 +131,8 @@ def check_arrays(folder: Path, like: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{folder}: expected the arrays of this network, found others: {len(wrong)} differ: {', '.join(wrong)}; "
-            "the checkpoint is of another architecture or vocabulary: use the config it was trained with, or another "
+            f"{folder}: expected the arrays of this network, found {len(wrong)} that differ: {', '.join(wrong)}; "
+            "the checkpoint has another architecture or vocabulary: use the config it was trained with, or another "
             "--workdir"
         )
 
@@ -159,7 +148,7 @@ def find(path: Path) -> tuple[Path, int]:
       The run's folder (the parent of ``checkpoints``) and the step (the newest unless ``path`` names one).
 
     Raises:
-      UserError: if nothing whole is there.
+      UserError: if there is no whole checkpoint.
     """
     path = path.resolve()
     if path.name.isdigit() and path.parent.name == "checkpoints":
@@ -181,22 +170,16 @@ def find(path: Path) -> tuple[Path, int]:
 
 
 def provenance() -> dict[str, Any]:
-    """Returns what made a checkpoint: library versions, Python, and the git commit (None outside a clone)."""
-    here = Path(__file__).parent
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    except FileNotFoundError:  # no git on this machine
-        git = ""
+    """Returns what made a checkpoint: versions, the git commit (None if unknown) and the kind of device."""
     return {
+        "mllm_act": __version__,
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "git_commit": git or None,
+        "libraries": {name: library_version(name) for name in LIBRARIES},
+        "git_commit": git_commit(),
         "devices": str(jax.devices()[0].device_kind),
     }
 
 
 def canonical(meta: Any) -> Any:
-    """Returns ``meta`` as JSON would give it back (tuples become lists), for comparing with a restored one."""
+    """Returns ``meta`` as it would come back from JSON (tuples become lists), to compare it with a restored one."""
     return json.loads(json.dumps(meta))

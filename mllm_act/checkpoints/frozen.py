@@ -1,7 +1,7 @@
-"""What a run does not train, written once for all its steps: ``WORKDIR/frozen``.
+"""The parameters that a run does not train, written once for all its steps: ``WORKDIR/frozen``.
 
-A step of ``WORKDIR/checkpoints`` holds what changes; a frozen base of gigabytes does not. Both carry the same mark, so
-that arrays of one run are never read with the steps of another.
+A step in ``WORKDIR/checkpoints`` contains what changes; a frozen base of gigabytes does not change. Both carry the same
+mark, so that the frozen arrays of one run are never combined with a step of another.
 """
 
 import secrets
@@ -16,9 +16,9 @@ from mllm_act.errors import UserError
 
 
 def save(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
-    """Writes a run's frozen arrays (there may be none), in place of what an earlier run left.
+    """Writes a run's frozen arrays (there may be none), replacing those of an earlier run.
 
-    The folder is renamed into place when it is whole.
+    The folder is renamed into place when it is complete.
 
     Returns:
       The mark that the run's steps carry.
@@ -40,19 +40,19 @@ def load(
     """Reads a run's frozen arrays with the shapes, dtypes and shardings of ``like``.
 
     Raises:
-      UserError: if they are not there, belong to another run, or differ from ``like``.
+      UserError: if they are missing, belong to another run, or differ from ``like``.
     """
     folder = _folder(workdir)
-    mend = "copy the run's whole folder, checkpoints/ and frozen/ together"
+    fix = "copy the run's whole folder, checkpoints/ and frozen/ together"
     if not (folder / "meta").exists():
-        raise UserError(f"{folder}: expected the frozen parameters of the run, found none; {mend}")
+        raise UserError(f"{folder}: expected the frozen parameters of the run, found none; {fix}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         wanted = ocp.args.Composite(meta=ocp.args.JsonRestore())
         found = checkpointer.restore(folder, args=wanted)["meta"]["mark"]
         if found != mark:
             raise UserError(
                 f"{folder}: expected the mark {mark!r} of the checkpoint beside it, found {found!r}, of another run; "
-                + mend
+                + fix
             )
         if not like and not (folder / "arrays").exists():
             return {}

@@ -1,4 +1,8 @@
-"""Environments by name. Modules are imported when asked for; none imports JAX or TensorFlow."""
+"""Environments by name. A new one is a module as `envs.base` describes, and a line in `ENVS`.
+
+Its module is imported when the environment is first used, so that a simulator that is not installed does no harm.
+Environments import neither JAX nor TensorFlow.
+"""
 
 import importlib
 from types import ModuleType
@@ -20,23 +24,25 @@ __all__ = [
     "splits",
 ]
 
-ENVS: dict[str, str] = {
+ENVS: dict[str, str] = {  # name -> import path of the module
     "metaworld": "mllm_act.envs.metaworld.metaworld",
     "babyai": "mllm_act.envs.babyai.babyai",
 }
 
 
 def module(name: str) -> ModuleType:
-    """Returns the environment's module; UserError names the nearest where there is none."""
+    """Returns the environment's module.
+
+    Raises:
+      UserError: an unknown name; the error suggests the nearest.
+    """
     if name not in ENVS:
         raise UserError(f"unknown environment {name!r}: {nearest(name, ENVS)}")
     return importlib.import_module(ENVS[name])
 
 
 def make(name: str, *, render: bool = True) -> Env:
-    """Builds one simulator; with ``render=False`` its observations hold no images (and steps are
-    fast).
-    """
+    """Returns one simulator. With ``render=False`` its observations have no images, and steps are fast."""
     env: Env = module(name).make(render=render)
     return env
 
@@ -48,8 +54,9 @@ def spec(name: str) -> EnvSpec:
 
 
 def instructions(name: str) -> dict[str, str]:
-    """Returns all task names, in a fixed order, each with its instruction sentence, or the pattern
-    of it where each episode has its own: `EnvObservation` has the episode's.
+    """Returns task name -> instruction, in a fixed order.
+
+    Where every episode has its own instruction (see `EnvObservation`), this is its pattern.
     """
     sentences: dict[str, str] = module(name).INSTRUCTIONS
     return sentences
@@ -62,21 +69,20 @@ def splits(name: str) -> dict[str, range]:
 
 
 def select_tasks(name: str, tasks: str) -> tuple[str, ...]:
-    """Turns ``'reach-v3,ml5'`` (task and group names, comma separated) into task names, each once,
-    in that order.
+    """Expands comma-separated task and group names, such as ``'reach-v3,ml5'``, into task names without duplicates.
 
     Raises:
-      UserError: a name that is neither a task nor a group; the nearest is named.
+      UserError: a name that is neither a task nor a group; the error suggests the nearest.
     """
     env = module(name)
-    chosen: dict[str, None] = {}
+    selected: dict[str, None] = {}
     for word in filter(None, (part.strip() for part in tasks.split(","))):
         if word not in env.GROUPS and word not in env.INSTRUCTIONS:
             known = [*env.INSTRUCTIONS, *env.GROUPS]
             raise UserError(f"no task {word!r} in {name}: {nearest(word, known)}")
-        chosen.update(dict.fromkeys(env.GROUPS.get(word, (word,))))
-    if not chosen:
+        selected.update(dict.fromkeys(env.GROUPS.get(word, (word,))))
+    if not selected:
         raise UserError(
-            f"no task named, expected one or more of {name}'s, e.g. {next(iter(env.INSTRUCTIONS))}"
+            f"no task named, expected one or more of {name}, e.g. {next(iter(env.INSTRUCTIONS))}"
         )
-    return tuple(chosen)
+    return tuple(selected)

@@ -1,10 +1,14 @@
-"""The contract of an environment: what every file in ``envs/`` offers. NumPy only, nothing heavy is
-imported.
+"""The interface of an environment. It imports NumPy only.
 
-An environment module has five names: ``SPEC`` (an `EnvSpec`), ``INSTRUCTIONS`` (task name ->
-sentence, or its pattern where it differs between episodes; in a fixed order), ``GROUPS`` (named
-sets of tasks, usable wherever task names are given), ``SPLITS`` (split name -> the configurations
-of each task in it; ``train`` is the one that demonstrations show) and ``make(render)`` (an `Env`).
+An environment is a module with five names, and a line in ``mllm_act.envs.ENVS``:
+
+* ``SPEC``, an `EnvSpec`;
+* ``INSTRUCTIONS``, task name -> instruction (or its pattern, where it differs between episodes), in a fixed order;
+* ``GROUPS``, group name -> task names, accepted wherever task names are;
+* ``SPLITS``, split name -> the configurations of every task; demonstrations are recorded on ``train``;
+* ``make(render)``, which returns an `Env`.
+
+Importing the module should not import the simulator: programs read ``SPEC`` without it.
 """
 
 import dataclasses
@@ -17,36 +21,34 @@ from mllm_act.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What a reader of the data must know, without importing the simulator. Stored beside every
-    dataset.
-    """
+    """Everything needed to read the environment's data without its simulator. Stored beside every dataset."""
 
     name: str
     action_names: tuple[str, ...]
     action_units: tuple[str, ...]  # physical units of ``action * action_scale``
     action_scale: tuple[float, ...]
-    action_low: tuple[float, ...]  # the legal box, in the environment's own (stored) numbers
+    action_low: tuple[float, ...]  # bounds, before scaling: in the numbers that are stored
     action_high: tuple[float, ...]
     proprio_names: tuple[str, ...]
     cameras: tuple[str, ...]
     image_size: int  # pixels, images are square
     control_hz: float
-    horizon: int  # most steps of an episode
-    # Names of the actions where they are discrete: the action is then one number, an index into
-    # these, held as float32[1] so that datasets and programs are the same for both kinds.
+    horizon: int  # maximum steps per episode
+    # Names of discrete actions; empty for continuous ones. A discrete action is an index into these, stored as
+    # float32[1], so that datasets and programs treat both kinds alike.
     choices: tuple[str, ...] = ()
 
 
 class EnvObservation(TypedDict):
-    """One observation; a batched one (`EnvPool`) has a leading axis on every array."""
+    """One observation. Batched (by `EnvPool`), every array has a leading axis."""
 
     images: dict[str, np.ndarray]  # {camera: uint8[H, W, 3]}, upright; empty when not rendering
     proprio: np.ndarray  # float32[P]
-    instruction: np.ndarray  # str[]: the sentence of this episode, the same at each of its steps
+    instruction: np.ndarray  # str[]: of this episode, the same at every step
 
 
 class Job(NamedTuple):
-    """One episode to start: which task, which start/goal configuration, which seed."""
+    """The episode to start: task, start/goal configuration and seed."""
 
     task: str
     configuration: int
@@ -54,9 +56,7 @@ class Job(NamedTuple):
 
 
 class Env(Protocol):
-    """One simulator. ``reset`` with the same job always gives the same episode for the same
-    actions.
-    """
+    """One simulator. The same job and the same actions always give the same episode."""
 
     spec: EnvSpec
 
@@ -65,33 +65,39 @@ class Env(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:
-        """Acts once: float32[A] -> (observation, reward, success by the environment's own test)."""
+        """Executes one action, float32[A]. Returns the observation, the reward and whether the task is solved."""
         ...
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert's float32[A] for the present state (privileged), clipped to the legal
-        box. Raises ExpertFailed where it has none.
+        """Returns the scripted expert's action for the current state, float32[A], clipped to the bounds.
+
+        The expert may use state that observations do not contain.
+
+        Raises:
+          ExpertFailed: the expert has no action for this state.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees the simulator."""
+        ...
 
 
 class ExpertFailed(Exception):
-    """The scripted expert has no action for this state: the episode cannot be a demonstration."""
+    """The scripted expert has no action for this state: the episode is not recorded."""
 
 
 def metadata(spec: EnvSpec) -> dict[str, Any]:
-    """What is stored beside a dataset: all of ``spec``, ``choices`` only where there are any."""
+    """Returns ``spec`` as it is stored beside a dataset, without ``choices`` if they are empty."""
     fields = dataclasses.asdict(spec)
     return fields if spec.choices else {k: v for k, v in fields.items() if k != "choices"}
 
 
 def choice(spec: EnvSpec, action: np.ndarray, where: str) -> int:
-    """Returns the index that float32[1] holds, an action of ``spec.choices``.
+    """Returns a discrete action, float32[1], as an index into ``spec.choices``.
 
     Raises:
-      UserError: wrong shape, or no index of an action; ``where`` is named.
+      UserError: wrong shape or not an index; ``where`` (task, configuration, step) begins the error.
     """
     action = np.asarray(action, np.float32)
     if action.shape != (1,):
@@ -109,10 +115,10 @@ def choice(spec: EnvSpec, action: np.ndarray, where: str) -> int:
 
 
 def check_action(spec: EnvSpec, action: np.ndarray, where: str) -> np.ndarray:
-    """Returns float32[A] clipped to the legal box of ``spec``.
+    """Returns a continuous action, float32[A], clipped to the bounds of ``spec``.
 
     Raises:
-      UserError: wrong shape or not finite; ``where`` (task, configuration, step) is named.
+      UserError: wrong shape or not finite; ``where`` (task, configuration, step) begins the error.
     """
     action = np.asarray(action, np.float32)
     expected = (len(spec.action_names),)

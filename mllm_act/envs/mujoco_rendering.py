@@ -1,10 +1,9 @@
-"""Pictures of a MuJoCo state, without a screen, fast enough on a CPU.
+"""Headless rendering of MuJoCo states, fast enough on a CPU.
 
-One OpenGL context a process, and one set of uploaded meshes a model name, shared by all simulators
-of that name that are alive: a new task then costs 0.07 s and 70 MB, against 0.3 s and 130 MB with a
-``mujoco.Renderer`` for each. The picture is the same: the same calls (``mjv_updateScene``,
-``mjr_render``), with shadows, reflections and multi-sampling off, because in software (llvmpipe)
-these take nine tenths of the time (10 frames/s with them, over 100 without).
+There is one OpenGL context per process and one set of uploaded meshes per model name, shared by all live simulators of
+that name: a new task costs 0.07 s and 70 MB, against 0.3 s and 130 MB with a ``mujoco.Renderer`` for each. The same
+calls as there (``mjv_updateScene``, ``mjr_render``) give the same image. Shadows, reflections and multi-sampling are
+off: in software (llvmpipe) they take nine tenths of the time (10 frames/s with them, over 100 without).
 """
 
 import atexit
@@ -18,8 +17,8 @@ import numpy as np
 
 from mllm_act.errors import UserError
 
-# Both are read when OpenGL starts. One thread a process: workers, not threads, fill the cores (two
-# processes of one thread give twice the frames of one; two threads in one process do not).
+# Both are read when OpenGL starts. One thread per process: worker processes use the cores better than threads (two
+# processes with one thread each render twice as many frames as one; two threads in one process do not).
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
@@ -31,8 +30,10 @@ MAX_GEOMS = 1000
 
 
 def import_mujoco() -> Any:
-    """Returns the ``mujoco`` module. Raises UserError when it finds no EGL library (it looks on
-    import).
+    """Returns the ``mujoco`` module.
+
+    Raises:
+      UserError: it is not installed, or it finds no EGL library (which it looks for when it is imported).
     """
     try:
         import mujoco
@@ -44,8 +45,10 @@ def import_mujoco() -> Any:
 
 
 def _refuse_tensorflow() -> None:
-    """With TensorFlow in the process, Mesa's software renderer ends in a segmentation fault, as soon
-    as it compiles a shader (both bring an LLVM). JAX and PyTorch do no harm.
+    """Raises UserError if TensorFlow is imported.
+
+    With TensorFlow in the process, Mesa's software renderer crashes with a segmentation fault as soon as it compiles a
+    shader (both bring their own LLVM). JAX and PyTorch do no harm.
     """
     if "tensorflow" in sys.modules:
         raise UserError(
@@ -56,27 +59,23 @@ def _refuse_tensorflow() -> None:
 
 @functools.cache
 def _gl_context() -> Any:
-    """Starts OpenGL, once a process."""
+    """Starts OpenGL, once per process."""
     mujoco = import_mujoco()
-    mujoco.GLContext._context = None  # or its destructor complains where its constructor failed
+    mujoco.GLContext._context = None  # otherwise its destructor fails if its constructor does
     try:
-        context = mujoco.GLContext(1, 1)  # the size means nothing to EGL
+        context = mujoco.GLContext(1, 1)  # EGL ignores the size
         context.make_current()
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
         raise UserError(NO_EGL.format(str(error).partition(".")[0])) from None
-    atexit.register(context.free)  # before the modules that it needs are gone
+    atexit.register(context.free)  # before the modules that it needs are unloaded
     return context
 
 
 class Renderer:
-    """Draws the states of all models of one name (equal but for positions) at ``size`` x ``size``
-    pixels.
-    """
+    """Renders states of all models with one name (equal except for positions) at ``size`` x ``size`` pixels."""
 
     def __init__(self, model: Any, size: int) -> None:
-        """Uploads the model's meshes and textures. Sets the model's quality settings
-        (multi-sampling, buffer size).
-        """
+        """Uploads the model's meshes and textures, and sets its render quality (multi-sampling, buffer size)."""
         _refuse_tensorflow()
         self._gl = _gl_context()
         self._mujoco = mujoco = import_mujoco()
@@ -90,11 +89,11 @@ class Renderer:
         self._options = mujoco.MjvOption()
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
         self._size = size
-        # The context must go while OpenGL still runs, also at the exit of the interpreter.
+        # The context must be freed while OpenGL still runs, also when the interpreter exits.
         self._finalizer = weakref.finalize(self, _free, self._gl, self._context)
 
     def render(self, model: Any, data: Any, camera: str) -> np.ndarray:
-        """Returns uint8[size, size, 3] of the state ``data``, first row first, as the camera is
+        """Returns the image of the state ``data``, uint8[size, size, 3], top row first, oriented as the camera is
         mounted.
         """
         _refuse_tensorflow()
@@ -105,12 +104,12 @@ class Renderer:
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._scene)
         self._gl.make_current()
-        # Each time: another renderer of this process may have bound a frame buffer of its own.
+        # At every call: another renderer in this process may have bound its own frame buffer.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self._size, self._size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
-        return pixels[::-1]  # OpenGL's first row is the lowest
+        return pixels[::-1]  # OpenGL starts at the bottom row
 
 
 def _free(gl: Any, context: Any) -> None:
@@ -122,7 +121,7 @@ _renderers: weakref.WeakValueDictionary[tuple[str, int], Renderer] = weakref.Wea
 
 
 def shared_renderer(name: str, model: Any, size: int) -> Renderer:
-    """The process's renderer for models of this name; it lives as long as someone holds it."""
+    """Returns the process's renderer for models of this name; it is freed with the last reference to it."""
     renderer = _renderers.get((name, size))
     if renderer is None:
         renderer = _renderers[name, size] = Renderer(model, size)

@@ -1,4 +1,4 @@
-"""Plays many episodes in a pool of simulators, all stepped together: for evaluation and for replay."""
+"""Plays many episodes in a pool of simulators that are stepped together, for evaluation and replay."""
 
 import dataclasses
 from collections import deque
@@ -15,7 +15,7 @@ from mllm_act.errors import UserError, nearest
 
 @dataclasses.dataclass
 class Episode:
-    """One episode: its job and how it went. Frames of the first camera are kept where ``frames`` is a list."""
+    """One episode: its job and its result. If ``frames`` is a list, it collects the frames of the first camera."""
 
     job: Job
     steps: int = 0
@@ -23,22 +23,22 @@ class Episode:
     frames: list[np.ndarray] | None = None
 
 
-# (what is played, by slot; the slots that begin an episode; the newest observation of every slot)
-# -> float32[n, A], an action for each slot that plays, in the order of the slots
+# (slot -> the episode it plays, the slots that have just started one, the latest observation of every slot)
+# -> float32[n, A], one action per playing slot, in the order of the slots
 Decide = Callable[[Mapping[int, Episode], Sequence[int], EnvObservation], np.ndarray]
 
 
 def episodes(
     env: str, tasks: str, split: str, seed: int = 0, *, videos: bool = False
 ) -> list[Episode]:
-    """Lists the episodes of all start/goal configurations of a split, task by task.
+    """Returns the episodes of all start/goal configurations of a split, task by task.
 
     Args:
-      env: the environment's name.
+      env: name of the environment.
       tasks: task and group names, comma-separated.
-      split: one of the environment's, e.g. ``train`` or ``test``.
-      seed: of every episode.
-      videos: whether to keep the frames of each task's first episode.
+      split: a split of the environment, e.g. ``train`` or ``test``.
+      seed: seed of every episode.
+      videos: whether to keep the frames of the first episode of each task.
 
     Raises:
       UserError: a task or split that does not exist.
@@ -46,56 +46,63 @@ def episodes(
     splits = envs.splits(env)
     if split not in splits:
         raise UserError(f"--split={split}: no such split of {env}; {nearest(split, splits)}")
-    found = []
+    listed = []
     for task in envs.select_tasks(env, tasks):
-        jobs = [Job(task, c, seed) for c in splits[split]]
-        found += [
+        jobs = [Job(task, configuration, seed) for configuration in splits[split]]
+        listed += [
             Episode(job, frames=[] if videos and i == 0 else None) for i, job in enumerate(jobs)
         ]
-    return found
+    return listed
 
 
 def play(
-    pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, what: str
+    pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, label: str
 ) -> Iterator[Episode]:
-    """Plays episodes, filling in their results, and yields each when it ends; ``what`` names the progress bar.
+    """Plays episodes, fills in their results, and yields each as it ends.
 
-    An episode ends at its first success or at the horizon; a free slot takes the next one in the list. Slots that do
-    not play keep the observation that was there last, so that arrays have one shape throughout.
+    An episode ends at its first success or at the horizon, and its slot takes the next one. Idle slots keep their
+    last observation, so that the arrays have the same shape at every step.
+
+    Args:
+      pool: the simulators.
+      todo: the episodes, started in this order.
+      horizon: maximum steps per episode.
+      decide: chooses the actions; see `Decide`.
+      label: title of the progress bar.
     """
-    spec, slots = pool.spec, pool.num_envs
-    shape = (slots, spec.image_size, spec.image_size, 3)
-    seen: EnvObservation = {
+    spec, num_envs = pool.spec, pool.num_envs
+    shape = (num_envs, spec.image_size, spec.image_size, 3)
+    latest: EnvObservation = {
         "images": {camera: np.zeros(shape, np.uint8) for camera in spec.cameras},
-        "proprio": np.zeros((slots, len(spec.proprio_names)), np.float32),
-        "instruction": np.full(slots, "", object),
+        "proprio": np.zeros((num_envs, len(spec.proprio_names)), np.float32),
+        "instruction": np.full(num_envs, "", object),
     }
 
-    def store(places: Sequence[int], new: EnvObservation) -> None:
-        for camera, frames in new["images"].items():
-            seen["images"][camera][places] = frames
-        seen["proprio"][places] = new["proprio"]
-        seen["instruction"][places] = new["instruction"]
+    def store(slots: Sequence[int], observation: EnvObservation) -> None:
+        for camera, frames in observation["images"].items():
+            latest["images"][camera][slots] = frames
+        latest["proprio"][slots] = observation["proprio"]
+        latest["instruction"][slots] = observation["instruction"]
 
     waiting = deque(todo)
     playing: dict[int, Episode] = {}
     finished = successes = 0
-    with tqdm(total=len(todo), desc=what, unit="episode") as bar:
+    with tqdm(total=len(todo), desc=label, unit="episode") as bar:
         while waiting or playing:
-            fresh = [slot for slot in range(slots) if slot not in playing][: len(waiting)]
-            if fresh:
-                playing |= {slot: waiting.popleft() for slot in fresh}
-                store(fresh, pool.reset(fresh, [playing[slot].job for slot in fresh]))
-            actions = decide(playing, fresh, seen)
+            started = [slot for slot in range(num_envs) if slot not in playing][: len(waiting)]
+            if started:
+                playing |= {slot: waiting.popleft() for slot in started}
+                store(started, pool.reset(started, [playing[slot].job for slot in started]))
+            actions = decide(playing, started, latest)
             busy = sorted(playing)
-            new, _, success = pool.step(actions, busy)
-            store(busy, new)
+            observation, _, success = pool.step(actions, busy)
+            store(busy, observation)
             for slot, done in zip(busy, success, strict=True):
                 episode = playing[slot]
                 episode.steps += 1
                 episode.success = bool(done)
                 if episode.frames is not None:
-                    episode.frames.append(seen["images"][spec.cameras[0]][slot].copy())
+                    episode.frames.append(latest["images"][spec.cameras[0]][slot].copy())
                 if done or episode.steps == horizon:
                     del playing[slot]
                     finished, successes = finished + 1, successes + episode.success

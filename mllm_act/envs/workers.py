@@ -1,5 +1,6 @@
-"""Many simulators stepped together, spread over worker processes: for evaluation and for replay."""
+"""Many simulators stepped together in worker processes, for evaluation and replay."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -13,12 +14,10 @@ from mllm_act.errors import UserError
 
 
 class EnvPool:
-    """``num_envs`` simulators (slots 0..num_envs-1) in ``num_workers`` processes, addressed in any
-    subset.
+    """``num_envs`` simulators (slots 0 to num_envs - 1) in ``num_workers`` processes; any subset can be stepped.
 
-    Results come in the order of the slots asked for and do not depend on the number of workers.
-    Pictures go through pipes: 0.1 ms each beside 7 ms to draw one, so shared memory would not be
-    felt.
+    Results are in the order of the requested slots and do not depend on the number of workers. Images are sent through
+    pipes: 0.1 ms each, against 7 ms to render one, so shared memory would not pay.
 
         with EnvPool("metaworld", num_envs=8, num_workers=2) as pool:
             observation = pool.reset(range(8), [Job("reach-v3", c, 0) for c in range(40, 48)])
@@ -26,28 +25,30 @@ class EnvPool:
     """
 
     def __init__(self, name: str, num_envs: int, num_workers: int, render: bool = True) -> None:
-        """Starts the processes; a simulator starts with its first `reset`.
+        """Starts the processes; each simulator is made at its first `reset`.
 
         Raises:
-          UserError: no such environment, or a number that is not positive.
+          UserError: no such environment, or a number below 1.
         """
         if num_envs < 1 or num_workers < 1:
             raise UserError(
-                f"expected at least one env and one worker, found {num_envs} and {num_workers}"
+                f"expected at least one simulator and one worker, found {num_envs} and {num_workers}"
             )
         self.spec = envs.spec(name)
+        # Workers get the module's path, so that an environment that only this process has registered works, too.
+        module = envs.ENVS[name]
         self.num_envs = num_envs
         self._jobs: list[Job | None] = [None] * num_envs
         self._workers = [
-            Worker("mllm_act.envs.workers:serve", name=name, render=render)
+            Worker("mllm_act.envs.workers:serve", module=module, render=render)
             for _ in range(min(num_workers, num_envs))
         ]
 
     def reset(self, slots: Sequence[int], jobs: Sequence[Job]) -> EnvObservation:
-        """Starts ``jobs[i]`` in ``slots[i]``; returns their observations, batched in that order.
+        """Starts ``jobs[i]`` in ``slots[i]`` and returns their observations, batched in that order.
 
         Raises:
-          UserError: see the environment's ``reset``; or a worker died.
+          UserError: raised by the environment's ``reset``, or a worker died.
         """
         for slot, job in zip(slots, jobs, strict=True):
             self._jobs[slot] = job
@@ -56,22 +57,22 @@ class EnvPool:
     def step(
         self, actions: np.ndarray, slots: Sequence[int] | None = None
     ) -> tuple[EnvObservation, np.ndarray, np.ndarray]:
-        """Acts once in each of ``slots`` (all, by default).
+        """Executes one action in each of ``slots`` (default: all).
 
         Args:
-          actions: float32[n, A], one a slot.
+          actions: float32[n, A], one per slot.
+          slots: the slots to step, each of them reset before.
 
         Returns:
-          Batched observations, reward float32[n], success bool[n] (the environment's test at this
-          very step).
+          Batched observations, rewards float32[n] and successes bool[n] (at this step).
         """
         replies = self._ask("step", self._all(slots), list(np.asarray(actions, np.float32)))
         observations, rewards, successes = zip(*replies, strict=True)
         return _stack(observations), np.array(rewards, np.float32), np.array(successes, bool)
 
     def expert_actions(self, slots: Sequence[int] | None = None) -> np.ndarray:
-        """float32[n, A]: the scripted expert's action for the present state of each of ``slots``
-        (all, by default).
+        """Returns the scripted expert's action for the current state of each of ``slots`` (default: all):
+        float32[n, A].
         """
         slots = self._all(slots)
         return np.stack(self._ask("expert_action", slots, [None] * len(slots)))
@@ -79,25 +80,23 @@ class EnvPool:
     def _all(self, slots: Sequence[int] | None) -> Sequence[int]:
         return range(self.num_envs) if slots is None else slots
 
-    def _ask(self, what: str, slots: Sequence[int], payloads: Sequence[Any]) -> list[Any]:
-        """One message to each worker concerned, all of them at work at once; replies in the order
-        of ``slots``.
-        """
+    def _ask(self, method: str, slots: Sequence[int], payloads: Sequence[Any]) -> list[Any]:
+        """Sends one message to each worker involved, then collects the replies in the order of ``slots``."""
         batches: dict[int, list[tuple[int, Any]]] = {}
         for slot, payload in zip(slots, payloads, strict=True):
             if not 0 <= slot < self.num_envs:
                 raise UserError(f"no slot {slot} in a pool of {self.num_envs}")
             batches.setdefault(slot % len(self._workers), []).append((slot, payload))
         for worker, batch in batches.items():
-            self._workers[worker].send((what, batch))
+            self._workers[worker].send((method, batch))
         replies: dict[int, Any] = {}
         errors: list[Exception] = []
         for worker, batch in batches.items():
             doing = ", ".join(_describe(self._jobs[slot]) for slot, _ in batch)
             try:
-                answers = self._workers[worker].receive(f"{what} of {doing}")
+                answers = self._workers[worker].receive(f"{method} of {doing}")
             except (UserError, RuntimeError) as error:
-                errors.append(error)  # the others' replies are still taken: the pool stays usable
+                errors.append(error)  # read the other replies first: the pool stays usable
                 continue
             replies.update(zip((slot for slot, _ in batch), answers, strict=True))
         if errors:
@@ -105,6 +104,7 @@ class EnvPool:
         return [replies[slot] for slot in slots]
 
     def close(self) -> None:
+        """Terminates the processes."""
         for worker in self._workers:
             worker.close()
 
@@ -121,7 +121,9 @@ class EnvPool:
 
 
 def _describe(job: Job | None) -> str:
-    return f"{job.task} configuration {job.configuration}" if job else "an environment not reset"
+    return (
+        f"{job.task} configuration {job.configuration}" if job else "a simulator that was not reset"
+    )
 
 
 def _stack(observations: Sequence[EnvObservation]) -> EnvObservation:
@@ -136,20 +138,26 @@ def _stack(observations: Sequence[EnvObservation]) -> EnvObservation:
     }
 
 
-def serve(name: str, render: bool) -> Callable[[tuple[str, list[tuple[int, Any]]]], list[Any]]:
-    """The worker's side: answers (what, [(slot, payload)]) with one result a slot."""
-    slots: dict[int, envs.Env] = {}
+def serve(module: str, render: bool) -> Callable[[tuple[str, list[tuple[int, Any]]]], list[Any]]:
+    """Returns the handler of a worker: (method, [(slot, payload)]) -> one result per slot.
+
+    Args:
+      module: import path of the environment's module.
+      render: whether observations contain images.
+    """
+    make = importlib.import_module(module).make
+    simulators: dict[int, envs.Env] = {}
 
     def answer(request: tuple[str, list[tuple[int, Any]]]) -> list[Any]:
-        what, batch = request
+        method, batch = request
         results: list[Any] = []
         for slot, payload in batch:
-            if slot not in slots:
-                slots[slot] = envs.make(name, render=render)
-            env = slots[slot]
-            if what == "reset":
+            if slot not in simulators:
+                simulators[slot] = make(render=render)
+            env = simulators[slot]
+            if method == "reset":
                 results.append(env.reset(*payload))
-            elif what == "step":
+            elif method == "step":
                 results.append(env.step(payload))
             else:
                 results.append(env.expert_action())

@@ -1,4 +1,4 @@
-"""The language model: the Llama family: RMSNorm, rotary positions, SwiGLU, grouped-query heads (arXiv 2302.13971)."""
+"""The language model, a Llama: RMSNorm, rotary positions, SwiGLU, grouped-query heads (arXiv 2302.13971)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.errors import UserError
-from mllm_act.models.acting import kernels
 from mllm_act.models.layers import (
     Linear,
     LoRA,
@@ -24,8 +23,8 @@ from mllm_act.models.layers import (
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
-# Keys and values of some inputs, [B, N, G, K] in each layer: stacked over layers, or a list of pairs where a model's
-# layers are unstacked.
+# Keys and values of some inputs, [B, N, G, K] per layer: stacked over layers, or a list of pairs if the layers of the
+# model are unstacked.
 KeysValues = tuple[Float[Array, "*L B N G K"], Float[Array, "*L B N G K"]]
 Cache = KeysValues | list[KeysValues]
 
@@ -37,7 +36,7 @@ class LanguageConfig:
     Attributes:
       action_tokens: the first id of the reserved range that actions are written over.
       tied: whether the head's rows are the embedding's.
-      max_positions: how many positions it was made for.
+      max_positions: the longest sequence it was trained for.
     """
 
     vocabulary: int
@@ -66,11 +65,21 @@ def rotate(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-class LanguageBlock(nnx.Module):
-    """One decoder layer. Where it acts, q, k and v are one matrix, and gate and up (see ``models.acting``)."""
+def attend_past(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N G K"],
+    v: Float[Array, "B N G K"],
+    mask: Bool[Array, "B N past+N"],
+    past: tuple[KeysValues, ...],
+) -> Float[Array, "B N HK"]:
+    """Attention to earlier inputs, whose keys and values are given, and to the inputs themselves."""
+    keys = jnp.concatenate([*(part[0] for part in past), k], axis=1)
+    values = jnp.concatenate([*(part[1] for part in past), v], axis=1)
+    return attend(q, keys, values, mask)
 
-    qkv: Linear | None = None
-    gate_up: Linear | None = None
+
+class LanguageBlock(nnx.Module):
+    """One decoder layer."""
 
     def __init__(self, config: LanguageConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -105,27 +114,17 @@ class LanguageBlock(nnx.Module):
         rate = 0.0 if c.lora is None else c.lora.dropout
 
         y, bound = self.norm1(x), self.norm1.bound()
-        dropped = dropout(y, rate, draws[0])  # one mask for all that read the same input
-        if self.qkv is None:
-            q, k, v = (project(y, dropped, bound) for project in (self.q, self.k, self.v))
-            q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
-            k = keep(rotate(heads(k, c.kv_heads), positions, c.rope_theta))
-            v = keep(heads(v, c.kv_heads))
-        else:
-            y = heads(self.qkv(y, bound=bound), c.heads + 2 * c.kv_heads)
-            rotated = rotate(y[:, :, : -c.kv_heads], positions, c.rope_theta)
-            q, k, v = rotated[:, :, : c.heads], rotated[:, :, c.heads :], y[:, :, -c.kv_heads :]
-        keys = jnp.concatenate([*(part[0] for part in past), k], axis=1)
-        values = jnp.concatenate([*(part[1] for part in past), v], axis=1)
-        y = keep(attend(q, keys, values, mask))
+        dropped = dropout(y, rate, draws[0])  # one mask for all projections of the same input
+        q, k, v = (project(y, dropped, bound) for project in (self.q, self.k, self.v))
+        q = keep(rotate(heads(q, c.heads), positions, c.rope_theta))
+        k = keep(rotate(heads(k, c.kv_heads), positions, c.rope_theta))
+        v = keep(heads(v, c.kv_heads))
+        y = keep(attend_past(q, k, v, mask, past))
         x = keep(x + self.o(y, dropout(y, rate, draws[1])))
 
         y, bound = self.norm2(x), self.norm2.bound()
         dropped = dropout(y, rate, draws[2])
-        if self.gate_up is None:
-            gate, up = keep(self.gate(y, dropped, bound)), keep(self.up(y, dropped, bound))
-        else:
-            gate, up = jnp.split(self.gate_up(y, bound=bound), 2, axis=-1)
+        gate, up = keep(self.gate(y, dropped, bound)), keep(self.up(y, dropped, bound))
         y = jax.nn.silu(gate) * up
         return x + self.down(y, dropout(y, rate, draws[3])), (k, v)
 
@@ -134,30 +133,29 @@ class LanguageModel(nnx.Module):
     """Embeddings to hidden states, with or without a key-value cache."""
 
     def __init__(self, config: LanguageConfig, weight_dtype: str, rngs: nnx.Rngs) -> None:
-        """Makes the decoder; ``weight_dtype``, one of ``layers.WEIGHT_DTYPES``, is how its matrices are held.
+        """Makes the decoder; its matrices are stored in ``weight_dtype``, one of ``layers.WEIGHT_DTYPES``.
 
         Raises:
           UserError: if LoRA's pattern matches no projection.
         """
         if config.lora is not None and not any(map(config.lora.aims_at, PROJECTIONS)):
             raise UserError(
-                f"lora.targets: expected a pattern that matches some of {', '.join(PROJECTIONS)} wholly, found "
-                f"{config.lora.targets!r}; write q|k|v, for example"
+                f"lora.targets: expected a pattern that matches some of {', '.join(PROJECTIONS)} in full, found "
+                f"{config.lora.targets!r}; for example q|k|v"
             )
         self.config = config
         table = (config.vocabulary, config.width)
-        held = (
-            "bfloat16" if weight_dtype == "float8" else weight_dtype
-        )  # tables are looked up, not multiplied
-        scale = config.width**-0.5 if config.tied else 1.0  # tied rows make logits, too
-        self.embedding = nnx.Param((scale * jax.random.normal(rngs.params(), table)).astype(held))
+        # Tables are looked up rather than multiplied.
+        dtype = "bfloat16" if weight_dtype == "float8" else weight_dtype
+        scale = config.width**-0.5 if config.tied else 1.0  # tied rows also make logits
+        self.embedding = nnx.Param((scale * jax.random.normal(rngs.params(), table)).astype(dtype))
         rows = jax.random.normal(rngs.params(), table) * config.width**-0.5
-        self.head = None if config.tied else nnx.Param(rows.astype(held))
+        self.head = None if config.tied else nnx.Param(rows.astype(dtype))
         self.blocks = stack(lambda r: LanguageBlock(config, weight_dtype, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
     def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
-        """Looks the tokens' embeddings up."""
+        """Returns the embeddings of tokens."""
         return self.embedding[...][tokens].astype(dtype)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -180,19 +178,17 @@ class LanguageModel(nnx.Module):
         """Runs the decoder.
 
         Args:
-          x: input embeddings; the dtype everything is computed in.
+          x: input embeddings; everything is computed in their dtype.
           positions: rotary positions of ``x``.
-          mask: ``mask[b, i, j]``: may input i see key j? Keys are the past's, then those of ``x``.
-          past: the caches of earlier inputs in their order, when decoding.
+          mask: whether input i attends to key j; keys are those of the past, then those of ``x``.
+          past: the caches of earlier inputs in order, when decoding.
           key: turns LoRA's dropout on.
           keep_cache: whether to return keys and values.
-          remat: what the backward pass computes again; one of ``layers.REMAT``.
+          remat: what the backward pass recomputes; one of ``layers.REMAT``.
 
         Returns:
           The hidden states after the final norm, and the cache of ``x`` (None unless kept).
         """
-        if kernels.fits(self.config, x, self.blocks):
-            return self._few_rows(x, positions, mask, past)
         layer_keys = None if key is None else jax.random.split(key, self.config.layers)
 
         def step(block: LanguageBlock, x: Array, layer: tuple) -> tuple[Array, KeysValues | None]:
@@ -210,27 +206,9 @@ class LanguageModel(nnx.Module):
         layers: int,
         remat: str,
     ) -> Float[Array, "B N D"]:
-        """Returns the hidden states after some layers, without a norm; the other arguments are ``__call__``'s."""
+        """Returns the hidden states after the first ``layers`` layers, without a norm; see ``__call__``."""
 
         def step(block: LanguageBlock, x: Array, _: None) -> tuple[Array, None]:
             return block(x, positions, mask, (), None)[0], None
 
         return scan(self.blocks, step, x, remat=remat, layers=layers)[0]
-
-    def _few_rows(
-        self,
-        x: Float[Array, "1 N D"],
-        positions: Int[Array, "1 N"],
-        mask: Bool[Array, "1 N past+N"],
-        past: Sequence[Cache],
-    ) -> tuple[Float[Array, "1 N D"], Cache]:
-        """``__call__`` by the kernels of ``models.few_rows``."""
-        c = self.config
-        lengths = [part[0][0].shape[1] for part in past]
-        rows = kernels.Rows.of(x, positions, mask, lengths, c.width // c.heads, c.rope_theta)
-
-        def step(block: LanguageBlock, rows: kernels.Rows, layer: tuple) -> tuple:
-            return kernels.layer(block, rows, layer)
-
-        rows, cache = scan(self.blocks, step, rows, tuple(past))
-        return self.norm(rows.seen.x[None, : x.shape[1]]), cache

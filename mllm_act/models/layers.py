@@ -1,8 +1,7 @@
 """The few layers that all parts of the model are made of.
 
 Matrices are multiplied in the dtype of their input, which the model sets once (bfloat16 on accelerators). Norms and
-softmax are computed in float32. Parameters are float32, but for frozen matrices, which are held in what the model's
-config names.
+softmax are computed in float32. Parameters are float32, except frozen matrices, whose dtype the model's config names.
 """
 
 import dataclasses
@@ -23,9 +22,9 @@ from mllm_act.models import float8
 
 Block = TypeVar("Block", bound=nnx.Module)
 
-MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products want even, aligned sizes
+MULTIPLE = 8  # of sequence lengths: fused attention and 8-bit products need even, aligned sizes
 
-# How the matrices of vision encoder and language model may be held.
+# Dtypes for the matrices of vision encoder and language model.
 WEIGHT_DTYPES = ("float32", "bfloat16", "float8")
 
 
@@ -34,8 +33,8 @@ class LoRA:
     """Low-rank adaptation of chosen matrices (Hu et al. 2021); defaults of arXiv 2406.07904, appendix.
 
     Attributes:
-      targets: regular expression; the projections (q, k, v, o, gate, up, down) it matches wholly get factors.
-      rank: the factors' inner width.
+      targets: regular expression; projections (q, k, v, o, gate, up, down) that match it in full get factors.
+      rank: inner width of the factors.
       alpha: the update is scaled by ``alpha / rank``.
       dropout: probability of zeroing an input of the first factor in training.
     """
@@ -46,10 +45,10 @@ class LoRA:
     dropout: float = 0.1
 
     def aims_at(self, projection: str) -> bool:
-        """Says whether a projection gets factors.
+        """Returns whether a projection gets factors.
 
         Raises:
-          UserError: if ``targets`` is no regular expression.
+          UserError: if ``targets`` is not a regular expression.
         """
         try:
             return re.fullmatch(self.targets, projection) is not None
@@ -60,12 +59,7 @@ class LoRA:
 
 
 class Linear(nnx.Module):
-    """``y = x W + b``, plus ``alpha / rank * dropout(x) A B`` where it has LoRA factors.
-
-    ``input_scale`` is that of ``float8.matmul``, where it is known before the input (see ``models.acting``).
-    """
-
-    input_scale: nnx.Param | None = None
+    """``y = x W + b``, plus ``alpha / rank * dropout(x) A B`` where it has LoRA factors."""
 
     def __init__(
         self,
@@ -80,7 +74,7 @@ class Linear(nnx.Module):
     ) -> None:
         """Initialises ``W`` normal with standard deviation ``scale / sqrt(inputs)``, ``B`` and ``b`` with zeros.
 
-        ``weight_dtype``, one of ``WEIGHT_DTYPES``, is how ``W`` is held; factors and bias are float32.
+        ``W`` is stored in ``weight_dtype``, one of ``WEIGHT_DTYPES``; factors and bias are float32.
         """
         kernel = jax.random.normal(rngs.params(), (inputs, outputs)) * (scale * inputs**-0.5)
         if weight_dtype == "float8":
@@ -107,17 +101,15 @@ class Linear(nnx.Module):
 
         Args:
           x: the input, whose dtype the map is computed in.
-          dropped: ``x`` after dropout, which LoRA's factors read; ``x`` itself where it is not given.
-          bound: one that no entry of ``x`` exceeds, where it is known; products in float8 need not look for it then.
+          dropped: ``x`` after dropout, as LoRA's factors read it; ``x`` by default.
+          bound: a known upper bound on the entries of ``x``; without it, products in float8 have to find one.
         """
         kernel = self.kernel.get_value()
         if self.kernel_scale is None:
-            kernel = kernel[1].T if isinstance(kernel, tuple) else kernel
             y = x @ kernel.astype(x.dtype)
         else:
-            own = None if bound is None else float8.scale_of(bound)
-            own = own if self.input_scale is None else self.input_scale[...]
-            y = float8.matmul(x, kernel, self.kernel_scale[...], own)
+            input_scale = None if bound is None else float8.scale_of(bound)
+            y = float8.matmul(x, kernel, self.kernel_scale[...], input_scale)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
@@ -129,7 +121,7 @@ class Linear(nnx.Module):
     def bound(self, length: Float[Array, "*L"]) -> Float[Array, "*L"]:
         """Returns a bound on every output, for inputs whose Euclidean length is at most ``length`` (Cauchy-Schwarz).
 
-        Here and in norms, ``L`` is the layers of a stacked block.
+        Here and in norms, ``L`` are the layers of a stacked block.
         """
         kernel = self.kernel.get_value()
         transposed = kernel[1] if isinstance(kernel, tuple) else kernel.mT
@@ -157,7 +149,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
-        # Both sums in one pass over x; in float32 that is exact enough where the mean is within 100 deviations of 0.
+        # Both sums in one pass over x; in float32 that is exact enough if the mean is within 100 deviations of 0.
         mean = x32.mean(-1, keepdims=True)
         variance = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
         normal = (x32 - mean) * jax.lax.rsqrt(variance + self.epsilon)
@@ -202,15 +194,15 @@ def attend(
 ) -> Float[Array, "B Q HK"]:
     """Scaled dot-product attention; G may divide H (grouped-query heads).
 
-    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel. That wants Q and N even where there is a gradient, as they are
-    where there is a mask (``MULTIPLE``).
+    On NVIDIA GPUs in 16 bits it is cuDNN's fused kernel, which needs even Q and N where there is a gradient; with a
+    mask they are even (``MULTIPLE``).
 
     Args:
       q: queries.
       k: keys.
       v: values.
-      mask: what may be seen.
-      length: how many of the N keys may be seen, where it is the same first ones for all.
+      mask: which keys each query attends to.
+      length: the number of keys to attend to, if those are the same first ones for all queries.
     """
     whole = length is None or length == k.shape[1]
     lengths = None if whole else jnp.full(len(q), jnp.int32(length))
@@ -242,7 +234,7 @@ def stack(make: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Blo
     return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
 
 
-# What the backward pass computes again; "projections" keeps what the matrix products gave, the rest is cheap.
+# What the backward pass recomputes; "projections" keeps the results of matrix products, the rest is cheap.
 REMAT = ("none", "projections", "full")
 KEPT = "projection"
 
@@ -253,15 +245,15 @@ def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def unstack(state: nnx.State, *, backward: bool) -> nnx.State:
-    """Returns a state in which stacked parameters (those under ``blocks``) are tuples of one array a layer.
+    """Returns a state in which stacked parameters (those under ``blocks``) are tuples of one array per layer.
 
-    ``scan`` then runs the layers unrolled, each matrix read where it lies. XLA copies a layer's matrices out of their
-    stack otherwise, a tenth of a training step on a GPU; it compiles faster, though. Matrices in
-    float8 are laid out for products, and for gradients where there is to be a ``backward`` pass.
+    ``scan`` then runs the layers unrolled and reads each matrix in place. Otherwise XLA copies the matrices of a layer
+    out of their stack, which takes a tenth of a training step on a GPU but compiles faster. Matrices in float8 are laid
+    out for products, and for gradients if there is a ``backward`` pass.
     """
 
     def cut(value: Array | tuple[Any, ...]) -> tuple[Any, ...]:
-        if isinstance(value, tuple):  # cut already
+        if isinstance(value, tuple):  # already cut
             return value
         if value.dtype == float8.DTYPE:
             return tuple(float8.lay_out(layer, backward) for layer in value)
@@ -283,19 +275,19 @@ def scan(
     remat: str = "none",
     layers: int | None = None,
 ) -> tuple[Any, Any]:
-    """Runs stacked blocks one after the other: compiled once, or unrolled where some parameters are unstacked.
+    """Runs stacked blocks in sequence: compiled once, or unrolled if some parameters are unstacked.
 
     Args:
-      blocks: what ``stack`` made; parameters may be tuples, see ``unstack``.
+      blocks: from ``stack``; parameters may be tuples, see ``unstack``.
       step: ``(block, carry, layer_input) -> (carry, layer_output)``.
       carry: what flows from block to block.
-      per_layer: a tree with a leading layer axis, one slice a block; where blocks are unrolled, parts of it may be
-        lists with an entry a block.
+      per_layer: a tree with a leading layer axis, one slice per block; if blocks are unrolled, parts of it may be lists
+        with one entry per block.
       remat: one of ``REMAT``.
-      layers: how many of the blocks are run, the first ones; all where it is not given.
+      layers: how many of the blocks run, from the first; all by default.
 
     Returns:
-      The last carry, and the layer outputs: stacked on a leading axis, or a list where blocks are unrolled.
+      The last carry, and the layer outputs: stacked on a leading axis, or a list if blocks are unrolled.
     """
     graph, state = nnx.split(blocks)
     if layers is not None:

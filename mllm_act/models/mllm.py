@@ -1,15 +1,14 @@
 """The multimodal language model: prompt, images and action tokens in; the hidden states that predict actions out.
 
-The sequence is the prompt, then for every step t the latents of each camera's image, then that step's action tokens:
+The sequence is the prompt, then for every step t the latents of each camera's image and the action tokens:
 
     prompt | latents_0 actions_0 | latents_1 actions_1 | ...
 
-``history`` decides what a step may know of earlier ones. With ``observations`` (the paper's reading) action tokens
-are seen by their own step alone and take up no positions in the steps after them, so one pass over T steps equals T
-separate passes. With ``observations_and_actions`` later steps see them too.
+``history`` decides what a step may see of earlier ones. With ``observations`` (the paper's reading) action tokens are
+visible only within their own step and take up no positions in later steps, so one pass over T steps equals T separate
+passes. With ``observations_and_actions`` later steps see them too.
 
-The hidden state that predicts a step's first token is that of its last latent; the one that predicts the next token
-is that of the token before it.
+A step's last latent predicts its first token; each token predicts the next.
 """
 
 import dataclasses
@@ -22,11 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mllm_act.batch import Images
 from mllm_act.errors import UserError
-from mllm_act.models.acting import kernels
-from mllm_act.models.bridge.bridge import Bridge
-from mllm_act.models.bridge.film import FilmConfig
-from mllm_act.models.bridge.mixer import MixerConfig
-from mllm_act.models.bridge.perceiver import PerceiverConfig
+from mllm_act.models.bridge.bridge import PARTS, Bridge, Sizes, latents_per_image
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
 from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHT_DTYPES, LoRA
 from mllm_act.models.skip_padding import skip_padding
@@ -41,19 +36,18 @@ class MLLMConfig:
     """All sizes of the model.
 
     Attributes:
-      bridge: the parts between vision and language in their order; see ``models.bridge``.
+      bridge: the parts between vision and language, in their order; see ``models.bridge``.
+      sizes: of bridge parts whose defaults do not fit, as (name, config) pairs.
       history: one of ``HISTORIES``.
-      dtype: what it computes in; one of ``DTYPES``.
-      weight_dtype: how the matrices of vision encoder and language model are held; one of ``layers.WEIGHT_DTYPES``.
-      remat: what the backward pass computes again; one of ``layers.REMAT``.
+      dtype: of the computation; one of ``DTYPES``.
+      weight_dtype: of the matrices of vision encoder and language model; one of ``layers.WEIGHT_DTYPES``.
+      remat: what the backward pass recomputes; one of ``layers.REMAT``.
     """
 
     vision: VisionConfig
     bridge: tuple[str, ...]
-    perceiver: PerceiverConfig
     language: LanguageConfig
-    mixer: MixerConfig = MixerConfig()
-    film: FilmConfig = FilmConfig()
+    sizes: Sizes = ()
     history: str = "observations"
     dtype: str = "bfloat16"
     weight_dtype: str = "float32"
@@ -61,37 +55,29 @@ class MLLMConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MLLMConfig":
-        """Makes a config from its JSON form, which ``dataclasses.asdict`` gives."""
+        """Makes a config from its JSON form, which ``dataclasses.asdict`` returns."""
         language = dict(values["language"])
         lora = language.pop("lora")
         return cls(**{
             **values,
             "vision": VisionConfig(**values["vision"]),
             "bridge": tuple(values["bridge"]),
-            "perceiver": PerceiverConfig(**values["perceiver"]),
-            "mixer": MixerConfig(**values["mixer"]),
-            "film": FilmConfig(**values.get("film", {})),  # weights imported before it was there
+            "sizes": tuple((name, PARTS[name].Config(**fields)) for name, fields in values["sizes"]),
             "language": LanguageConfig(**language, lora=None if lora is None else LoRA(**lora)),
         })  # fmt: skip
 
     @property
     def latents_per_image(self) -> int:
         """How many embeddings of the language model one image becomes."""
-        makers: dict[str, PerceiverConfig | MixerConfig | FilmConfig] = {
-            "perceiver": self.perceiver, "mixer": self.mixer, "film": self.film,
-        }  # fmt: skip
-        for part in reversed(self.bridge):
-            if part in makers:
-                return makers[part].latents
-        return self.vision.patches
+        return latents_per_image(self.bridge, self.sizes, self.vision.patches)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where things stand in the sequence after the prompt, as int arrays over its S = T * (latents + fed) places."""
+    """The layout of the sequence after the prompt, as arrays over its S = T * (latents + fed) elements."""
 
     step: Int[Array, " S"]
-    slot: Int[Array, " S"]  # place within the step: latents first, then action tokens
+    slot: Int[Array, " S"]  # index within the step: latents first, then action tokens
     is_action: Bool[Array, " S"]
     stride: int  # positions a step takes up
 
@@ -105,7 +91,7 @@ class Layout:
 
 
 class MLLM(nnx.Module):
-    """Vision encoder, Perceiver and language model as one network."""
+    """Vision encoder, bridge and language model as one network."""
 
     def __init__(self, config: MLLMConfig, rngs: nnx.Rngs) -> None:
         """Makes the three parts.
@@ -123,14 +109,7 @@ class MLLM(nnx.Module):
         vision, language = config.vision, config.language
         self.vision = VisionTransformer(vision, config.weight_dtype, rngs)
         self.bridge = Bridge(
-            config.bridge,
-            config.perceiver,
-            config.mixer,
-            config.film,
-            vision.patches,
-            vision.width,
-            language.width,
-            rngs,
+            config.bridge, config.sizes, vision.patches, vision.width, language.width, rngs
         )
         self.language = LanguageModel(language, config.weight_dtype, rngs)
 
@@ -145,24 +124,26 @@ class MLLM(nnx.Module):
         prompt_mask: Bool[Array, "B N"],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B C"] | None:
-        """Returns what the bridge has to know of the prompt, None where it reads none.
+        """Returns what the bridge needs of the prompt, None where it needs nothing.
 
         Args:
-          prompt: token ids. They see no picture, so what is made of them is the same for all steps.
+          prompt: token ids. They see no image, so the result is the same for all steps.
           prompt_mask: which of them exist.
           key: turns the bridge's noise on.
         """
-        if not self.bridge.reads_instruction:
+        reader = self.bridge.reader
+        if reader is None:
             return None
         x, positions, mask = self._prompt(prompt, prompt_mask)
-        layers, remat = self.config.film.instruction_layer, self.config.remat
-        hidden = self.language.first_layers(x, positions, mask, layers, remat)
-        return self.bridge.film.listener(hidden, prompt_mask, key)
+        hidden = self.language.first_layers(
+            x, positions, mask, reader.instruction_layer, self.config.remat
+        )
+        return reader.attend_instruction(hidden, prompt_mask, key)
 
     def _prompt(
         self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]
     ) -> tuple[Float[Array, "B N D"], Int[Array, "B N"], Bool[Array, "B N N"]]:
-        """Returns the embeddings of prompts, positions, and who may see whom."""
+        """Returns the embeddings of prompts, their positions, and the attention mask."""
         none = jnp.zeros((len(prompt), 0, 0, self.width), jnp.dtype(self.config.dtype))
         steps = jnp.zeros((len(prompt), 0), bool)
         _, positions, mask = self._sequence(prompt_mask, none, steps, none, prompt.shape[1])
@@ -173,37 +154,37 @@ class MLLM(nnx.Module):
         images: Images,
         instruction: Float[Array, "B C"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
-        parts: int = 1,
+        shards: int = 1,
     ) -> Float[Array, "B T L D"]:
-        """Encodes every camera's images in the order of their names; L counts all cameras' latents together.
+        """Encodes the images of all cameras in the order of their names; L counts the latents of all cameras.
 
         Args:
           images: of every camera.
           instruction: of every window, from ``instruction``.
-          mask: which steps exist, where that is to be used: the others cost nothing then, and their latents are zero.
-          parts: into how many equal parts the devices split the batch; read where there is a mask.
+          mask: which steps exist, if padding is to be skipped: it then costs nothing, and its latents are zero.
+          shards: the number of equal parts that the devices split the batch into; read only with a mask.
         """
 
         def encode(
-            image: UInt8[Array, "B T H W 3"], told: Float[Array, "B T C"] | None
+            image: UInt8[Array, "B T H W 3"], instruction: Float[Array, "B T C"] | None
         ) -> Float[Array, "B T L D"]:
             features = self.vision(
                 image.reshape(-1, *image.shape[2:]),
                 dtype=jnp.dtype(self.config.dtype),
                 remat=self.config.remat,
             )
-            flat = None if told is None else told.reshape(-1, told.shape[-1])
+            flat = None if instruction is None else instruction.reshape(-1, instruction.shape[-1])
             latents = self.bridge(features, flat, remat=self.config.remat)
             return latents.reshape(*image.shape[:2], *latents.shape[1:])
 
         cameras = [image for _, image in sorted(images.items())]
         if mask is None:
-            told = None
+            per_step = None
             if instruction is not None:
-                told = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
-            return jnp.concatenate([encode(image, told) for image in cameras], axis=2)
+                per_step = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
+            return jnp.concatenate([encode(image, per_step) for image in cameras], axis=2)
         return jnp.concatenate(
-            [skip_padding(encode, image, instruction, mask, parts) for image in cameras], axis=2
+            [skip_padding(encode, image, instruction, mask, shards) for image in cameras], axis=2
         )
 
     def _sequence(
@@ -214,9 +195,9 @@ class MLLM(nnx.Module):
         fed: Float[Array, "B T F D"],
         length: int,
     ) -> tuple[Float[Array, "B S D"], Int[Array, "B N+S"], Bool[Array, "B N+S N+S"]]:
-        """Returns the steps' embeddings, all positions, and who may see whom.
+        """Returns the embeddings of the steps, all positions, and the attention mask.
 
-        The steps are padded at their end to S, so that prompt and steps are ``length`` long.
+        The steps are padded at the end to S, so that prompt and steps together have ``length`` elements.
         """
         b, t, count, d = latents.shape
         layout = Layout.of(t, count, fed.shape[2], self.config.history)
@@ -275,7 +256,7 @@ class MLLM(nnx.Module):
         return hidden[:, start : start + t * each].reshape(b, t, each, d)[:, :, count - 1 :]
 
     def read(self, prompt: Int[Array, "B N"], prompt_mask: Bool[Array, "B N"]) -> "Reading":
-        """Reads prompts, which see nothing of what comes after them, once for all steps of their episodes."""
+        """Reads prompts, once for all steps of their episodes: they see nothing of what follows them."""
         x, positions, mask = self._prompt(prompt, prompt_mask)
         _, cache = self.language(x, positions, mask, keep_cache=True)
         assert cache is not None
@@ -288,21 +269,21 @@ class MLLM(nnx.Module):
         step_mask: Bool[Array, "B T"],
         fed: Float[Array, "B T F D"],
     ) -> tuple[Float[Array, "B D"], "Decoding"]:
-        """Reads everything up to the newest step's last latent, and readies the decoding of that step's tokens.
+        """Reads everything up to the newest step's last latent, in preparation for decoding that step's tokens.
 
         Args:
           reading: of the prompts.
           latents: see ``__call__``.
           step_mask: see ``__call__``.
-          fed: the action tokens of *past* steps (F = 0 when actions are not in the history; the newest step's are
-            ignored).
+          fed: embeddings of the action tokens of *past* steps (F = 0 if the history has no actions; those of the newest
+            step are ignored).
 
         Returns:
           The hidden state that predicts the newest step's first token, and the state for ``extend``.
         """
         n, (b, t, count, _) = reading.mask.shape[1], latents.shape
         each = count + fed.shape[2]
-        length = n + kernels.filled_up(t * each)
+        length = n + self.padded_rows(t * each)
         x, positions, mask = self._sequence(reading.mask, latents, step_mask, fed, length)
         past = (reading.cache,)
         hidden, cache = self.language(x, positions[:, n:], mask[:, n:], past=past, keep_cache=True)
@@ -311,6 +292,10 @@ class MLLM(nnx.Module):
         row = jnp.arange(b)
         state = Decoding((*past, cache), mask[row, n + last], positions[row, n + last])
         return hidden[row, last], state
+
+    def padded_rows(self, rows: int) -> int:
+        """Returns how many elements the steps are padded to for one decision."""
+        return -(-rows // MULTIPLE) * MULTIPLE
 
     def extend(
         self, embedding: Float[Array, "B D"], state: "Decoding"
@@ -328,7 +313,7 @@ class MLLM(nnx.Module):
 
 @struct.dataclass
 class Reading:
-    """Prompts that were read."""
+    """Prompts as ``MLLM.read`` returns them."""
 
     cache: Cache
     mask: Bool[Array, "B N"]  # which tokens exist
@@ -337,7 +322,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What decoding one step's tokens carries on."""
+    """The state of decoding one step's tokens."""
 
     past: tuple[Cache, ...]
     readable: Bool[Array, "B past"]

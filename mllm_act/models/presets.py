@@ -1,4 +1,4 @@
-"""Named sizes of the model, and what of it is trained."""
+"""Named sizes of the model, and which of its parameters are trained. A new preset is one entry in ``PRESETS``."""
 
 import dataclasses
 
@@ -26,10 +26,10 @@ LORA_AND_ADAPTER: Rules = (
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A model and the rule of what is trained; ``text_tokenizer`` is how its prompts become token ids.
+    """A model and the rules of what is trained.
 
-    ``text_tokenizer`` is ``"trained"`` for byte-level BPE learned from the data set's own instructions, or
-    ``"pretrained"`` for the one that came with the weights.
+    ``text_tokenizer`` is ``"trained"`` for a byte-level BPE learned from the dataset's instructions, or
+    ``"pretrained"`` for the one that comes with the weights.
     """
 
     model: MLLMConfig
@@ -40,7 +40,6 @@ class Preset:
 TINY = MLLMConfig(
     vision=VisionConfig(image_size=100, patch_size=20, width=128, layers=3, heads=4, mlp_width=256),
     bridge=("perceiver",),
-    perceiver=PerceiverConfig(width=128, heads=4, mlp_width=256),
     language=LanguageConfig(
         vocabulary=1024,
         action_tokens=512,
@@ -51,6 +50,7 @@ TINY = MLLMConfig(
         mlp_width=256,
         tied=True,
     ),
+    sizes=(("perceiver", PerceiverConfig(width=128, heads=4, mlp_width=256)),),
     dtype="float32",
 )
 
@@ -58,7 +58,7 @@ PRESETS = {
     # The real architecture at a size that trains from scratch on a laptop's CPU.
     "tiny": Preset(TINY, trained=EVERYTHING, text_tokenizer="trained"),
     # For worlds of 8 x 8 cells such as BabyAI's rooms: a patch is a cell, and the bridge reads the instruction.
-    # It hears embeddings: from scratch, there is no layer after which words that mean the same are alike.
+    # It reads embeddings: from scratch, no layer brings words of the same meaning together.
     "tiny_grid": Preset(
         dataclasses.replace(
             TINY,
@@ -66,16 +66,20 @@ PRESETS = {
                 image_size=96, patch_size=12, width=64, layers=1, heads=2, mlp_width=128
             ),
             bridge=("film",),
-            film=FilmConfig(
-                width=64, blocks=2, queries=4, neighbours=0, latents=2, instruction_layer=0
+            sizes=(
+                *TINY.sizes,
+                (
+                    "film",
+                    FilmConfig(64, 2, queries=4, neighbours=0, latents=2, instruction_layer=0),
+                ),
             ),
             language=dataclasses.replace(TINY.language, layers=2),
         ),
         trained=EVERYTHING,
         text_tokenizer="trained",
     ),
-    # SmolLM2-135M-Instruct and a ViT-S/14 of DINOv2's, whose layer before the last is taken: `make pretrained`.
-    # With the mixer the validation loss of short runs was lower than with the Perceiver (docs/performance.md).
+    # SmolLM2-135M-Instruct and the penultimate layer of a DINOv2 ViT-S/14: `make pretrained`.
+    # In short runs the mixer's validation loss was lower than the Perceiver's (docs/experiments.md).
     "smollm2_vit_s": Preset(
         MLLMConfig(
             vision=VisionConfig(
@@ -89,8 +93,10 @@ PRESETS = {
                 position_side=37,
             ),
             bridge=("mixer",),
-            perceiver=PerceiverConfig(width=384, heads=6, mlp_width=1536),
-            film=FilmConfig(merge=2),
+            sizes=(
+                ("perceiver", PerceiverConfig(width=384, heads=6, mlp_width=1536)),
+                ("film", FilmConfig(merge=2)),
+            ),
             language=LanguageConfig(
                 vocabulary=49152,
                 action_tokens=48640,
@@ -116,7 +122,7 @@ PRESETS = {
                 image_size=336, patch_size=14, width=1024, layers=23, heads=16, mlp_width=4096
             ),
             bridge=("perceiver",),
-            perceiver=PerceiverConfig(width=1024, heads=16, mlp_width=4096),
+            sizes=(("perceiver", PerceiverConfig(width=1024, heads=16, mlp_width=4096)),),
             language=LanguageConfig(
                 vocabulary=32064,
                 action_tokens=31000,

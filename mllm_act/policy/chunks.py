@@ -1,13 +1,13 @@
-"""Acting with chunks: what is kept of those decided so far, and the action to take now.
+"""Acting with chunks: the chunks decided so far, and the action to take now.
 
-A chunk is H actions of one decision. They are carried out one after the other and then a new one is
-decided, or a new one is decided at every step and what all of them say of this step is averaged:
-temporal ensembling (Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost
-Hardware", arXiv 2304.13705, algorithm 2). At each step, for B episodes at once, all under jit:
+A chunk is the H actions of one decision. Either they are executed one after another and then a new chunk is decided, or
+a new chunk is decided at every step and the actions that overlapping chunks give for the present are averaged: temporal
+ensembling (Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware", arXiv 2304.13705,
+algorithm 2). At each step, for B episodes at once, all under jit:
 
     plan = forget(plan, first)               # episodes that begin
     now = due(plan)                          # bool[B]: which need a new chunk
-    plan = push(plan, new_chunk, now)        # the others' rows of new_chunk are not read
+    plan = push(plan, new_chunk, now)        # rows of new_chunk where now is false are not read
     action, plan = take(plan, decay)
 """
 
@@ -19,16 +19,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 @struct.dataclass
 class Plan:
-    """The newest P chunks of each of B episodes, the oldest first: P is H with ensembling, else 1."""
+    """The newest P chunks of each of B episodes, the oldest first; P is H with ensembling, else 1.
+
+    ``age`` counts the actions of a chunk that lie in the past; H means that there is no chunk.
+    """
 
     chunks: Float[Array, "B P H A"]
-    age: Int[
-        Array, "B P"
-    ]  # how many of a chunk's actions are in the past; H: there is no such chunk
+    age: Int[Array, "B P"]
 
 
 def start(batch: int, chunk: int, actions: int, ensembling: bool) -> Plan:
-    """Returns a plan without chunks, for ``batch`` episodes of ``actions`` numbers a step."""
+    """Returns a plan without chunks for ``batch`` episodes with actions of ``actions`` numbers."""
     kept = chunk if ensembling else 1
     return Plan(
         chunks=jnp.zeros((batch, kept, chunk, actions), jnp.float32),
@@ -37,19 +38,19 @@ def start(batch: int, chunk: int, actions: int, ensembling: bool) -> Plan:
 
 
 def forget(plan: Plan, first: Bool[Array, " B"]) -> Plan:
-    """Returns the plan with no chunks left in the episodes that begin."""
+    """Returns the plan without the chunks of episodes that begin."""
     none = plan.chunks.shape[2]
     return Plan(plan.chunks, jnp.where(first[:, None], none, plan.age))
 
 
 def due(plan: Plan) -> Bool[Array, " B"]:
-    """Tells where a chunk has to be decided now: where none is left; everywhere with ensembling."""
+    """Returns where a chunk has to be decided now: where none is left; with ensembling everywhere."""
     kept, chunk = plan.chunks.shape[1:3]
     return (plan.age[:, -1] >= chunk) | (kept > 1)
 
 
 def push(plan: Plan, chunk: Float[Array, "B C"], due: Bool[Array, " B"]) -> Plan:
-    """Takes a new chunk of C = H * A numbers in, time first, where it is due; the oldest goes."""
+    """Adds a new chunk of C = H * A numbers, time first, where it is due, and drops the oldest."""
     new = chunk.reshape(plan.chunks[:, :1].shape).astype(plan.chunks.dtype)
     chunks = jnp.concatenate([plan.chunks[:, 1:], new], axis=1)
     age = jnp.concatenate([plan.age[:, 1:], jnp.zeros_like(plan.age[:, :1])], axis=1)
@@ -60,22 +61,21 @@ def push(plan: Plan, chunk: Float[Array, "B C"], due: Bool[Array, " B"]) -> Plan
 
 
 def take(plan: Plan, decay: float | None) -> tuple[Float[Array, "B A"], Plan]:
-    """Returns this step's action and the plan one step on; each episode needs a chunk not used up.
+    """Returns this step's action and the plan of the next step. Each episode needs an unfinished chunk.
 
-    Without ensembling the action is the chunk's own number to the bit, so that the index of a
-    discrete action passes. With it, it is the mean of what the chunks that reach this step say of
-    it, weighted by exp(-decay * i), i = 0 for the oldest of them; ACT's code has 0.01. ``decay`` is
-    read with ensembling only.
+    Without ensembling the action is exactly that of the chunk, so that the index of a discrete action survives. With
+    it, the action is the mean over the chunks that reach this step, weighted by exp(-decay * i), i = 0 for the oldest;
+    ACT's code uses 0.01. ``decay`` is read only with ensembling.
     """
     kept, chunk = plan.chunks.shape[1:3]
-    place = jnp.minimum(plan.age, chunk - 1)[:, :, None, None]
-    says = jnp.take_along_axis(plan.chunks, place, axis=2)[:, :, 0]
+    position = jnp.minimum(plan.age, chunk - 1)[:, :, None, None]
+    candidates = jnp.take_along_axis(plan.chunks, position, axis=2)[:, :, 0]
     later = Plan(plan.chunks, jnp.minimum(plan.age + 1, chunk))
     if kept == 1:
-        return says[:, 0], later
+        return candidates[:, 0], later
     assert decay is not None, "ensembling needs a decay"
     exists = plan.age < chunk
     number = jnp.cumsum(exists, axis=1) - 1
     # Softmax of the exponents: a negative decay, which favours the newest, does not overflow.
     weights = jax.nn.softmax(jnp.where(exists, -decay * number, -jnp.inf), axis=1)[..., None]
-    return jnp.where(exists[..., None], weights * says, 0).sum(axis=1), later
+    return jnp.where(exists[..., None], weights * candidates, 0).sum(axis=1), later

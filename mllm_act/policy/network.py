@@ -1,8 +1,8 @@
-"""A policy's network: a multimodal language model, and an action space adapter for each embodiment, put together.
+"""A policy's network: a multimodal language model, and an action space adapter for each embodiment.
 
-An embodiment is a body with its actions: an environment's robot. One model may serve several, each through an adapter
-of its own. A ``Description`` says in plain JSON what a network is made of, and ``build`` makes it from that: the
-description is in every checkpoint, so that acting needs no config file, and no preset either, which may change.
+An embodiment is a robot with its actions: that of one environment. One model may serve several, each through its own
+adapter. A ``NetworkConfig`` says in plain JSON what a network is made of, and ``build_network`` makes it. Every
+checkpoint contains one, so that acting needs neither a config file nor a preset, which may change.
 """
 
 import dataclasses
@@ -16,132 +16,119 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.action_tokenizer import kinds
-from mllm_act.action_tokenizer.fast import FastTokenizer
-from mllm_act.adapters import (
-    Adapter,
-    Categorical,
-    Fast,
-    Language,
-    Regression,
-    Uniform,
-    VectorQuantized,
-)
+from mllm_act.adapters import adapter_class
+from mllm_act.adapters.base import Adapter, Vocabulary
 from mllm_act.batch import Batch, Observation
-from mllm_act.errors import UserError, nearest
-from mllm_act.models.language import LanguageConfig
+from mllm_act.errors import UserError
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig, Reading
 from mllm_act.models.presets import Rules
 from mllm_act.normalization import Statistics
 
-CONTINUOUS = ("regression", "uniform", "vq", "rvq", "fast")
-DISCRETE = ("categorical", "semlang", "lang")
-ADAPTERS = CONTINUOUS + DISCRETE
-TOKENIZED = ("vq", "rvq", "fast")  # those that need a tokenizer of stage one
+FORMAT = 2  # of NetworkConfig's JSON; 1 was that of mllm_act 0.1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Embodiment:
+class EmbodimentConfig:
     """What one embodiment adds to the model.
 
     Attributes:
-      adapter: one of ``ADAPTERS``.
-      cameras: whose images the model sees of it, in alphabetical order.
+      adapter: a name in ``ADAPTERS``.
+      adapter_config: an instance of that adapter's ``Config``.
+      cameras: the cameras whose images the model sees, in alphabetical order.
       context: T, the steps of a window.
-      chunk: H, how many actions one decision holds.
-      hidden: width of the MLP of ``regression`` and ``categorical``.
-      bins: the uniform adapter's bins a dimension.
-      tokenizer: the sizes of the tokenizer of an adapter in ``TOKENIZED``; None for the others.
-      actions: the names of discrete actions, in the environment's order.
-      sequences: the token ids of each of them for ``semlang`` and ``lang``.
-      end: the token that fills shorter sequences up.
+      chunk: H, the number of actions per decision.
     """
 
     adapter: str
+    adapter_config: Any
     cameras: tuple[str, ...]
     context: int
     chunk: int
-    hidden: int
-    bins: int
-    tokenizer: dict[str, Any] | None
-    actions: tuple[str, ...] = ()
-    sequences: tuple[tuple[int, ...], ...] = ()
-    end: int = 0
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Embodiment":
-        """Makes an embodiment from its JSON form, which ``dataclasses.asdict`` gives."""
-        texts = {key: tuple(values[key]) for key in ("cameras", "actions")}
-        return cls(**{**values, **texts, "sequences": tuple(map(tuple, values["sequences"]))})
+    def from_dict(cls, values: Mapping[str, Any]) -> "EmbodimentConfig":
+        """Makes one from its JSON form, which ``dataclasses.asdict`` returns."""
+        settings = {name: _tuples(value) for name, value in values["adapter_config"].items()}
+        adapter = adapter_class(values["adapter"])
+        return cls(
+            **{
+                **values,
+                "adapter_config": adapter.Config(**settings),
+                "cameras": tuple(values["cameras"]),
+            }
+        )
+
+
+def _tuples(value: Any) -> Any:
+    """Turns the lists of JSON back into tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class NetworkConfig:
     """What a network is made of.
 
     Attributes:
       preset: the name that ``model`` and ``trained`` came from; for information.
-      model: all sizes of the model, its history.
-      trained: which parameters are trained; see ``training.rules``.
+      model: all sizes of the model, and its history.
+      trained: which parameters are trained; see ``mllm_act.parameters``.
       embodiments: by the name of their environment.
+      format: of this description, ``FORMAT``.
     """
 
     preset: str
     model: MLLMConfig
     trained: Rules
-    embodiments: Mapping[str, Embodiment]
+    embodiments: Mapping[str, EmbodimentConfig]
+    format: int = FORMAT
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Description":
-        """Makes a description from its JSON form, which ``dataclasses.asdict`` gives.
+    def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
+        """Makes one from its JSON form, which ``dataclasses.asdict`` returns.
 
         Raises:
-          UserError: if it is another version's.
+          UserError: if it was written by another version.
         """
         try:
             model = MLLMConfig.from_dict(values["model"])
             trained = tuple((str(pattern), bool(moves)) for pattern, moves in values["trained"])
-            bodies = {
-                name: Embodiment.from_dict(one) for name, one in values["embodiments"].items()
+            embodiments = {
+                name: EmbodimentConfig.from_dict(part)
+                for name, part in values["embodiments"].items()
             }
-            return cls(**{**values, "model": model, "trained": trained, "embodiments": bodies})
+            return cls(**{**values, "model": model, "trained": trained, "embodiments": embodiments})
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"network: expected the description of a network as this version of mllm_act writes it, found another "
-                f"({error}); train the policy anew, or use the version that its meta names (provenance)"
+                f"network: expected the description of a network in the format of this version of mllm_act, found "
+                f"another ({error}); train the policy again, or use the version named in its meta (provenance)"
             ) from error
 
 
-def configure(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
-    """Puts what a training config says of the model into a preset's sizes; what it leaves open stays the preset's.
+def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
+    """Overrides preset sizes with config values; what the config leaves open stays as in the preset.
 
     Args:
       model: the preset's.
       config: ``history``, ``bridge``, ``weight_dtype``, ``remat``, and ``lora`` with ``targets``, ``rank``,
-        ``alpha`` and ``dropout``; text that is empty and numbers that are None leave things open.
+        ``alpha`` and ``dropout``; empty text and None leave a value open.
 
     Raises:
-      UserError: if LoRA's numbers cannot be. The model itself looks at choices and patterns.
+      UserError: if a LoRA number is out of range. The model itself checks choices and patterns.
     """
-    set_here = {key: config[key] for key in ("weight_dtype", "remat") if config[key]}
+    overrides = {key: config[key] for key in ("weight_dtype", "remat") if config[key]}
     if config.bridge:
-        set_here["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
-    model = dataclasses.replace(model, history=config.history, **set_here)
+        overrides["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
+    model = dataclasses.replace(model, history=config.history, **overrides)
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:
         return model
-    return dataclasses.replace(
-        model,
-        language=dataclasses.replace(
-            model.language,
-            lora=_checked(dataclasses.replace(model.language.lora or LoRA(), **lora)),
-        ),
-    )
+    checked = _check_lora(dataclasses.replace(model.language.lora or LoRA(), **lora))
+    return dataclasses.replace(model, language=dataclasses.replace(model.language, lora=checked))
 
 
-def _checked(lora: LoRA) -> LoRA:
-    """Raises UserError if LoRA's numbers cannot be; the model looks at the pattern."""
+def _check_lora(lora: LoRA) -> LoRA:
+    """Raises UserError if a number is out of range; the model checks the pattern."""
     if lora.rank < 1:
         raise UserError(f"config.lora.rank: expected at least 1, found {lora.rank}")
     if not 0 < lora.alpha < math.inf:
@@ -159,56 +146,51 @@ class PolicyNetwork(nnx.Module):
     def __init__(self, mllm: MLLM, adapters: Mapping[str, Adapter]) -> None:
         self.mllm, self.adapters = mllm, nnx.Dict(adapters)
 
-    def embodied(self, name: str) -> "Embodied":
-        """Returns the model with one embodiment's adapter."""
-        return Embodied(self.mllm, self.adapters[name])
-
-
-@dataclasses.dataclass(frozen=True)
-class Embodied:
-    """Observations to actions, for one embodiment."""
-
-    mllm: MLLM
-    adapter: Adapter
-
     def loss(
-        self, batch: Batch, key: PRNGKeyArray | None = None, padded_parts: int | None = None
+        self,
+        name: str,
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
+        skip_padding: int | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the adapter's loss over every step of the windows in one pass.
+        """Returns the adapter's loss over every step of the windows, in one pass, and its metrics.
 
         Args:
+          name: the embodiment.
           batch: of windows.
           key: turns dropout on.
-          padded_parts: for batches that are mostly padding, whose pictures are then not encoded: into how many equal
-            parts the devices split them.
+          skip_padding: for batches that are mostly padding, whose images are then not encoded: the number of equal
+            shards that the devices split the batch into.
         """
-        seen, adapter = batch.observation, self._with_rows()
+        observation, adapter = batch.observation, self._with_rows(name)
         tokens = jax.lax.stop_gradient(adapter.encode(batch.action))
         # The last token is fed back only if later steps see it.
-        past_is_seen = self.mllm.config.history == "observations_and_actions"
-        fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not past_is_seen), :]
-        latents = self.latents(seen, padded_parts, key)
-        hidden = self.mllm(seen.prompt, seen.prompt_mask, latents, seen.mask, fed, key=key)
-        hidden = hidden[..., : adapter.tokens_per_action, :]
-        return adapter.loss(
-            hidden, tokens, seen.mask, adapter.statistics.normalize_proprio(seen.proprio)
+        actions_are_seen = self.mllm.config.history == "observations_and_actions"
+        fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not actions_are_seen), :]
+        latents = self.latents(observation, skip_padding, key)
+        hidden = self.mllm(
+            observation.prompt, observation.prompt_mask, latents, observation.mask, fed, key=key
         )
+        hidden = hidden[..., : adapter.tokens_per_action, :]
+        proprio = adapter.statistics.normalize_proprio(observation.proprio)
+        return adapter.loss(hidden, tokens, observation.mask, proprio)
 
     def latents(
         self,
-        seen: Observation,
-        padded_parts: int | None = None,
+        observation: Observation,
+        skip_padding: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T L D"]:
-        """Encodes the pictures; the other arguments as in ``loss``."""
-        key = None if key is None else jax.random.fold_in(key, 1)  # another than dropout's
-        instruction = self.mllm.instruction(seen.prompt, seen.prompt_mask, key)
-        if padded_parts is None:
-            return self.mllm.latents(seen.images, instruction)
-        return self.mllm.latents(seen.images, instruction, seen.mask, padded_parts)
+        """Encodes the images; the other arguments as in ``loss``."""
+        key = None if key is None else jax.random.fold_in(key, 1)  # not the key of dropout
+        instruction = self.mllm.instruction(observation.prompt, observation.prompt_mask, key)
+        if skip_padding is None:
+            return self.mllm.latents(observation.images, instruction)
+        return self.mllm.latents(observation.images, instruction, observation.mask, skip_padding)
 
     def act(
         self,
+        name: str,
         reading: Reading,
         latents: Float[Array, "B T L D"],
         step_mask: Bool[Array, "B T"],
@@ -216,20 +198,21 @@ class Embodied:
         past: Array,
         key: PRNGKeyArray | None = None,
     ) -> Array:
-        """Decodes the newest step's action tokens.
+        """Decodes the action tokens of the newest step.
 
         Args:
+          name: the embodiment.
           reading: of the prompts, from ``mllm.read``.
           latents: of the steps so far, at most T.
-          step_mask: which steps exist; they come first.
-          proprio: of the newest step, in the environment's own numbers.
-          past: action tokens of the steps so far [B, T, ...]; the newest step's are not read.
+          step_mask: which steps exist; those that do come first.
+          proprio: of the newest step, in the environment's units.
+          past: action tokens of the steps so far [B, T, ...]; those of the newest step are not read.
           key: draws from the distribution; without it decoding is greedy.
 
         Returns:
-          The tokens; ``adapter.decode`` makes the action of them.
+          The tokens; ``adapters[name].decode`` turns them into the action.
         """
-        adapter = self._with_rows()
+        adapter = self._with_rows(name)
         fed = adapter.embed(past)
         if self.mllm.config.history == "observations":
             fed = fed[..., :0, :]
@@ -237,79 +220,56 @@ class Embodied:
         proprio = adapter.statistics.normalize_proprio(proprio)
         return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
 
-    def _with_rows(self) -> Adapter:
+    def _with_rows(self, name: str) -> Adapter:
         language = self.mllm.language
         head = language.embedding if language.head is None else language.head
-        return self.adapter.with_rows(language.embedding[...], head[...])
+        return self.adapters[name].with_rows(language.embedding[...], head[...])
 
 
-def build(
-    description: Description, statistics: Mapping[str, Statistics], rngs: nnx.Rngs
+def build_network(
+    config: NetworkConfig, statistics: Mapping[str, Statistics], rngs: nnx.Rngs
 ) -> PolicyNetwork:
     """Makes a network with fresh parameters; under ``nnx.eval_shape`` with abstract ones.
 
     Args:
-      description: what of.
-      statistics: each embodiment's, of single actions.
+      config: what it is made of.
+      statistics: of each embodiment, of single actions.
       rngs: the source of random parameters.
 
     Raises:
-      UserError: if the adapter or a choice of the model does not exist, or the adapter cannot be made of what it is
-        given.
+      UserError: if a choice of the model does not exist, or an adapter cannot be made from its config.
     """
-    mllm = MLLM(description.model, rngs)
-    adapters = {}
-    for name, embodiment in description.embodiments.items():
-        if embodiment.chunk > 1 and description.model.history != "observations":
-            raise UserError(
-                f"config.history: expected observations with chunks of {embodiment.chunk} actions, found "
-                f"{description.model.history!r}: a step that carries on with a chunk decides nothing later ones could "
-                "see; set one of the two back"
-            )
-        language = description.model.language
-        rows = language.vocabulary - language.action_tokens
-        adapter = _adapter(embodiment, language, statistics[name].chunked(embodiment.chunk), rngs)
-        if adapter.codes > rows:
-            raise UserError(
-                f"adapter: expected at most {rows} codes, the reserved rows of preset {description.preset!r}, found "
-                f"{adapter.codes}"
-            )
-        adapters[name] = adapter
+    mllm = MLLM(config.model, rngs)
+    adapters = {
+        name: build_adapter(part, config.model, statistics[name], rngs)
+        for name, part in config.embodiments.items()
+    }
     return PolicyNetwork(mllm, adapters)
 
 
-def _adapter(
-    embodiment: Embodiment, language: LanguageConfig, statistics: Statistics, rngs: nnx.Rngs
+def build_adapter(
+    config: EmbodimentConfig, model: MLLMConfig, statistics: Statistics, rngs: nnx.Rngs
 ) -> Adapter:
-    kind, width, first = embodiment.adapter, language.width, language.action_tokens
-    if kind == "regression":
-        proprio = len(statistics.proprio.mean)
-        return Regression(statistics, width, proprio, embodiment.hidden, rngs)
-    if kind == "uniform":
-        return Uniform(statistics, width, first, embodiment.bins, rngs)
-    if kind in TOKENIZED:
-        assert embodiment.tokenizer is not None
-        tokenizer = kinds.make(embodiment.tokenizer, rngs)
-        if isinstance(tokenizer, FastTokenizer):
-            return Fast(statistics, width, first, tokenizer, rngs)
-        return VectorQuantized(statistics, width, first, tokenizer, rngs)
-    if kind == "categorical":
-        return Categorical(statistics, embodiment.actions, width, embodiment.hidden, rngs)
-    if kind in ("semlang", "lang"):
-        words = embodiment.sequences, embodiment.end, language.vocabulary
-        return Language(statistics, embodiment.actions, *words)
-    raise UserError(
-        f"adapter: expected one of {', '.join(ADAPTERS)}, found {kind!r}; {nearest(kind, ADAPTERS)}"
+    """Makes the adapter of one embodiment; see ``build_network``."""
+    if config.chunk > 1 and model.history != "observations":
+        raise UserError(
+            f"config.history: expected observations with chunks of {config.chunk} actions, found {model.history!r}: "
+            "a step that continues a chunk decides nothing that later steps could see; change one of the two"
+        )
+    language = model.language
+    vocabulary = Vocabulary(language.vocabulary, language.width, language.action_tokens)
+    return adapter_class(config.adapter).make(
+        config.adapter_config, statistics.chunked(config.chunk), vocabulary, rngs
     )
 
 
-def longest_prompt(model: MLLMConfig, embodiment: Embodiment, tokens_per_action: int) -> int:
+def longest_prompt(model: MLLMConfig, embodiment: EmbodimentConfig, tokens_per_action: int) -> int:
     """Returns how many tokens a prompt may have, so that the steps after it fit the model's positions."""
     step = model.latents_per_image * len(embodiment.cameras) + tokens_per_action
     return model.language.max_positions - embodiment.context * step
 
 
 def empty_tokens(adapter: Adapter, batch: int, steps: int) -> Array:
-    """Returns tokens [B, T, ...] of no particular action, of the right shape and dtype for a history."""
+    """Returns tokens [B, T, ...] of an arbitrary action, of the right shape and dtype for a history."""
     actions = len(adapter.statistics.action.min)
     return adapter.encode(jnp.zeros((batch, steps, actions)))

@@ -1,7 +1,7 @@
-"""Instructions to token ids: the prompt's template, the text tokenizer, and the fixed length prompts are padded to.
+"""Instructions to token ids: the template, the text tokenizer, and the length that prompts are padded to.
 
-All of it is one JSON object in the checkpoint, so that acting uses exactly what training used. No text is ever made
-from tokens again: actions do not pass through here.
+All of it is one JSON object in the checkpoint, so that acting uses exactly what training used. Tokens are never turned
+back into text: actions do not pass through here.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Prompt:
     Attributes:
       template: a text with ``{instruction}`` in it.
       tokenizer_json: a Hugging Face ``tokenizer.json``, as text.
-      length: N, the number of tokens prompts are padded to in training.
+      length: N, the tokens that prompts are padded to in training.
     """
 
     template: str
@@ -36,7 +36,7 @@ class Prompt:
     def tokens(
         self, instructions: Sequence[str]
     ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B N"]]:
-        """Returns token ids, padded at the end with zeros, and which of them exist.
+        """Returns token ids, padded at the end with zeros, and the mask of those that exist.
 
         Raises:
           UserError: if a prompt is longer than N tokens.
@@ -58,9 +58,9 @@ class Prompt:
 def pad(
     encoded: Sequence[Sequence[int]], length: int
 ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B N"]]:
-    """Pads token ids at their end with zeros to N = ``length``, and says which exist."""
+    """Pads token ids at the end with zeros to N = ``length``; returns them and the mask of those that exist."""
     ids = np.zeros((len(encoded), length), np.int32)
-    exists = np.arange(length) < np.array([[len(one)] for one in encoded])
+    exists = np.arange(length) < np.array([[len(sequence)] for sequence in encoded])
     ids[exists] = np.concatenate(encoded)
     return ids, exists
 
@@ -74,8 +74,8 @@ def _tokenizer(text: str) -> Tokenizer:
     return _cache[text]
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
-    """Learns a byte-level BPE of at most ``vocabulary`` ids; any text can be encoded with it.
+def train_text_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
+    """Learns a byte-level BPE of at most ``vocabulary`` ids, which can encode any text.
 
     Deterministic in the set of texts. Returns its ``tokenizer.json``.
     """
@@ -105,29 +105,29 @@ def fill(template: str, instruction: str) -> str:
 def check_ids(
     prompt: Prompt, instructions: Iterable[str], vocabulary: int, action_tokens: range
 ) -> None:
-    """Looks at the ids of prompts.
+    """Checks the ids of prompts.
 
     Args:
       prompt: makes them.
-      instructions: those of the data set.
-      vocabulary: V, how many ids the model knows.
+      instructions: of the dataset.
+      vocabulary: V, the number of ids of the model.
       action_tokens: ids that the adapter writes over.
 
     Raises:
-      UserError: if the model does not know an id, or the adapter writes over one; both name the instruction.
+      UserError: if the model lacks an id, or the adapter writes over it; it names the instruction.
     """
     for instruction in instructions:
         for token in prompt.encode(instruction):
             if token >= vocabulary:
                 raise UserError(
                     f"config.pretrained: expected token ids below {vocabulary}, the model's vocabulary, found {token} "
-                    f"in the prompt for {instruction!r}; the tokenizer is of another model: import the weights anew "
-                    "with python -m mllm_act.import_hf"
+                    f"in the prompt for {instruction!r}; the text tokenizer belongs to another model: import the "
+                    "weights again with python -m mllm_act.import_hf"
                 )
             if token in action_tokens:
                 text = _tokenizer(prompt.tokenizer_json).id_to_token(token)
                 raise UserError(
                     f"config.prompt_template: expected prompts without the ids {action_tokens.start} to "
                     f"{action_tokens.stop - 1}, the rows of actions, found {token} ({text!r}) in the one "
-                    f"for {instruction!r}; word it otherwise"
+                    f"for {instruction!r}; reword it"
                 )

@@ -1,45 +1,49 @@
-"""The embodiments of a training run: what the config says of each is opened and looked at before anything is built.
+"""The embodiments of a training run: everything the config names for each of them is opened and checked first.
 
 A config of one environment describes one embodiment. ``config.mixture`` describes several by the names of their
 environments, each with the keys that a config of that environment has for itself, and a weight.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
+from flax import nnx
 from ml_collections.config_dict import ConfigDict
 
-from data_pipelines.reading import rlds
-from data_pipelines.reading.statistics import statistics as dataset_statistics
-from mllm_act.action_tokenizer import checkpoint as tokenizer_checkpoint
-from mllm_act.action_tokenizer import kinds
-from mllm_act.action_tokenizer.checkpoint import LoadedTokenizer
-from mllm_act.adapters import Adapter, action_words
-from mllm_act.adapters.language import digit_sequences
-from mllm_act.errors import UserError, nearest
+from data_pipelines.reading import mixture, rlds
+from data_pipelines.reading.pipeline import EvalBatches, TrainBatches
+from data_pipelines.reading.statistics import dataset_statistics
+from mllm_act.action_tokenizer.checkpoint import LoadedTokenizer, load_tokenizer, tokenizer_arrays
+from mllm_act.adapters import ADAPTERS, adapter_class
+from mllm_act.adapters.base import Adapter, RunFacts
+from mllm_act.batch import Batch, Observation, check_batch
+from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Statistics
-from mllm_act.policy import network as networks
-from mllm_act.policy import prompt as prompts
-from mllm_act.policy.prompt import Prompt
+from mllm_act.policy.network import EmbodimentConfig, build_adapter, longest_prompt
+from mllm_act.policy.prompt import Prompt, check_ids, fill, pad
 
-# Keys of a config that are of its embodiment alone; with ``data.directory`` and ``data.context``.
-KEYS = ("adapter", "chunk", "tokenizer", "actions", "hidden", "bins", "prompt_template", "prompt_tokens")  # fmt: skip
+# Keys of a config that belong to its embodiment, besides ``data.directory`` and ``data.context``.
+KEYS = ("adapter", "chunk", "tokenizer", "actions", "prompt_template", "prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """One embodiment: its part of the config and what that names.
+class Source:
+    """What the config names for one embodiment, opened.
 
     Attributes:
-      key: where its part of the config is, for errors.
+      key: the path of its part of the config, for errors.
       config: that part.
-      weight: its share of every batch, beside the others'.
+      weight: its share of every batch, relative to the other embodiments.
       dataset: its demonstrations.
-      statistics: of them; where there is a tokenizer, actions are normalised as in its training.
+      statistics: of the demonstrations; where there is a tokenizer, actions are normalised as in its training.
       tokenizer: of stage one, where the adapter needs one.
-      actions: the names of discrete actions.
+      actions: the names of discrete actions; none for continuous ones.
     """
 
     key: str
@@ -52,80 +56,187 @@ class Opened:
 
     @property
     def windows(self) -> float:
-        """How many windows an epoch cuts the demonstrations into: the mean over the cuts' random offsets."""
-        context, seen = self.config.data.context, self.statistics
-        return (seen.num_steps + seen.num_episodes * (context - 1)) / context
+        """The windows of an epoch: the mean over the random offsets at which episodes are cut."""
+        context, statistics = self.config.data.context, self.statistics
+        return (statistics.num_steps + statistics.num_episodes * (context - 1)) / context
 
     @property
     def mostly_padding(self) -> bool:
-        """Whether less than half of the windows' places hold a step, as with episodes shorter than the context."""
+        """Whether less than half of the steps of a window exist, as with episodes shorter than the context."""
         return self.statistics.num_steps < 0.5 * self.windows * self.config.data.context
 
 
-def open_all(config: ConfigDict) -> dict[str, Opened]:
-    """Opens all embodiments of a training config.
+@dataclasses.dataclass(frozen=True)
+class Embodiment:
+    """One robot of a training run.
 
-    Returns:
-      Them by the names of their environments.
+    Attributes:
+      name: of its environment.
+      source: what the config names, opened.
+      share: its windows in every batch, over all processes.
+      config: its part of the network's config.
+      adapter: its adapter, abstract: sizes without parameters.
+      prompt: turns its instructions into tokens.
+    """
+
+    name: str
+    source: Source
+    share: int
+    config: EmbodimentConfig
+    adapter: Adapter
+    prompt: Prompt
+
+    def train_batches(self, seed: int, shuffle_megabytes: int) -> TrainBatches:
+        """Returns this process's share of the training batches, without end."""
+        return TrainBatches(
+            self.source.dataset,
+            "train",
+            seed=seed,
+            shuffle_megabytes=shuffle_megabytes,
+            **self._batches,
+        )
+
+    def validation_batches(self, windows: int) -> EvalBatches:
+        """Returns this process's share of the held-out windows, the same in every pass."""
+        return EvalBatches(self.source.dataset, "val", windows=windows, **self._batches)
+
+    @property
+    def _batches(self) -> dict[str, int]:
+        return {
+            "batch_size": self.share // jax.process_count(),
+            "context": self.config.context,
+            "chunk": self.config.chunk,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+    def to_batch(self, arrays: Mapping[str, Any]) -> Batch:
+        """Turns what the pipeline reads into a ``Batch`` of numpy arrays."""
+        texts = [text.decode() for text in arrays["instruction"]]
+        encoded = [self._known_prompts.get(text) or self.prompt.encode(text) for text in texts]
+        ids, exists = pad(encoded, self.prompt.length)
+        observation = {key: arrays[key] for key in ("images", "proprio", "mask")}
+        batch = Batch(
+            Observation(**observation, prompt=ids, prompt_mask=exists),  # type: ignore[arg-type]
+            arrays["action"],
+        )
+        check_batch(batch)
+        return batch
+
+    @functools.cached_property
+    def _known_prompts(self) -> dict[str, list[int]]:
+        instructions = self.source.statistics.instructions
+        return {instruction: self.prompt.encode(instruction) for instruction in instructions}
+
+    def tokenizer_arrays(self) -> dict[str, jax.Array]:
+        """Returns the arrays of stage one by their paths in the network; none where there is no tokenizer."""
+        if self.source.tokenizer is None:
+            return {}
+        arrays = tokenizer_arrays(self.source.tokenizer.model)
+        return {f"adapters/{self.name}/tokenizer/{path}": x for path, x in arrays.items()}
+
+
+def open_sources(config: ConfigDict) -> dict[str, Source]:
+    """Opens what a training config names, by the names of the environments.
 
     Raises:
-      UserError: if a part of the config cannot be; it names the key.
+      UserError: if a part of the config does not fit; it names the key.
     """
     if "mixture" not in config:
-        opened = _open("config", config, weight=1.0)
-        return {opened.dataset.metadata["name"]: opened}
-    found = {}
+        source = _open("config", config, weight=1.0)
+        return {source.dataset.metadata["name"]: source}
+    sources = {}
     for name, part in config.mixture.items():
         key = f"config.mixture.{name}"
-        found[name] = _open(key, part, part.weight)
-        env = found[name].dataset.metadata["name"]
+        sources[name] = _open(key, part, part.weight)
+        env = sources[name].dataset.metadata["name"]
         if env != name:
             raise UserError(
                 f"{key}.data.directory: expected demonstrations of {name}, found those of {env}, for which the config "
                 f"has {'another part' if env in config.mixture else 'no adapter'}; give the directory to the part of "
                 f"its environment, config.mixture.{env}"
             )
-    if not found:
+    if not sources:
         raise UserError(
             "config.mixture: expected at least one embodiment, found none; name one in the variant"
         )
-    return found
+    return sources
 
 
-def _open(key: str, config: ConfigDict, weight: float) -> Opened:
+def make_embodiments(
+    sources: dict[str, Source], model: MLLMConfig, text_tokenizer: str, batch_size: int, shards: int
+) -> dict[str, Embodiment]:
+    """Puts together what training needs to know about each embodiment.
+
+    Args:
+      sources: from ``open_sources``.
+      model: the sizes of the model.
+      text_tokenizer: a ``tokenizer.json`` as text.
+      batch_size: windows of a batch, over all embodiments and processes.
+      shards: the number of devices that a batch is split over.
+
+    Raises:
+      UserError: if an adapter or a prompt does not fit the model, or the batch cannot be shared out.
+    """
+    weights = {name: source.weight for name, source in sources.items()}
+    shares = mixture.shares(weights, batch_size, math.lcm(shards, jax.process_count()))
+    embodiments = {}
+    for name, source in sources.items():
+        config = _embodiment_config(source, text_tokenizer)
+        statistics = source.statistics
+        adapter = nnx.eval_shape(
+            lambda config=config, statistics=statistics: build_adapter(
+                config, model, statistics, nnx.Rngs(0)
+            )
+        )
+        prompt = _prompt(source, config, model, adapter, text_tokenizer)
+        embodiments[name] = Embodiment(name, source, shares[name], config, adapter, prompt)
+    return embodiments
+
+
+def texts(sources: Iterable[Source]) -> list[str]:
+    """Returns the text that a text tokenizer learned for these embodiments should know: prompts and action names."""
+    result = []
+    for source in sources:
+        template = source.config.prompt_template
+        result += [fill(template, text) for text in source.statistics.instructions]
+        if adapter_class(source.config.adapter.name).writes_words:
+            result += source.actions
+    return result
+
+
+def _open(key: str, config: ConfigDict, weight: float) -> Source:
     for name, value in (("chunk", config.chunk), ("data.context", config.data.context)):
         if value < 1:
             raise UserError(f"{key}.{name}: expected at least 1, found {value}")
+    adapter = adapter_class(config.adapter.name, f"{key}.adapter.name")
     dataset = rlds.open_dataset(config.data.directory)
-    actions = _actions(key, config, dataset)
+    actions = _actions(key, config, adapter, dataset)
     statistics = dataset_statistics(dataset)
     tokenizer = None
-    if config.adapter in networks.TOKENIZED:
+    if adapter.needs_tokenizer:
         if not config.tokenizer:
             raise UserError(
-                f"{key}.tokenizer: adapter {config.adapter!r} needs a trained tokenizer, found none; run "
+                f"{key}.tokenizer: adapter {config.adapter.name!r} needs a trained tokenizer, found none; run "
                 f"python -m mllm_act.train_tokenizer, then pass --{key}.tokenizer=ITS_WORKDIR"
             )
-        tokenizer = tokenizer_checkpoint.load(Path(config.tokenizer))
+        tokenizer = load_tokenizer(Path(config.tokenizer))
         _check_tokenizer(key, config, tokenizer, dataset)
-        # Codes mean what they meant in stage one: its normalisation of actions is kept.
+        # Codes keep the meaning they had in stage one: its normalisation of actions is used.
         statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
-    return Opened(key, config, weight, dataset, statistics, tokenizer, actions)
+    return Source(key, config, weight, dataset, statistics, tokenizer, actions)
 
 
-def _actions(key: str, config: ConfigDict, dataset: rlds.Dataset) -> tuple[str, ...]:
-    """Returns the names of discrete actions, none for continuous ones, and refuses an adapter of the other kind."""
-    kind, choices = config.adapter, tuple(dataset.metadata.get("choices", ()))
-    if kind not in networks.ADAPTERS:
+def _actions(
+    key: str, config: ConfigDict, adapter: type[Adapter], dataset: rlds.Dataset
+) -> tuple[str, ...]:
+    """Returns the names of discrete actions, none for continuous ones; refuses an adapter of the other kind."""
+    choices = tuple(dataset.metadata.get("choices", ()))
+    if adapter.discrete != bool(choices):
+        fitting = [name for name, kind in ADAPTERS.items() if kind.discrete == bool(choices)]
         raise UserError(
-            f"{key}.adapter: expected one of {', '.join(networks.ADAPTERS)}, found {kind!r}; "
-            + nearest(kind, networks.ADAPTERS)
-        )
-    fitting = networks.DISCRETE if choices else networks.CONTINUOUS
-    if kind not in fitting:
-        raise UserError(
-            f"{key}.adapter: expected an adapter of {'discrete' if choices else 'continuous'} actions for "
-            f"{dataset.directory}, one of {', '.join(fitting)}, found {kind!r}"
+            f"{key}.adapter.name: expected an adapter for {'discrete' if choices else 'continuous'} actions, as in "
+            f"{dataset.directory}, one of {', '.join(fitting)}, found {config.adapter.name!r}"
         )
     actions = tuple(config.actions) or choices
     if len(actions) != len(choices):
@@ -143,87 +254,64 @@ def _actions(key: str, config: ConfigDict, dataset: rlds.Dataset) -> tuple[str, 
 def _check_tokenizer(
     key: str, config: ConfigDict, tokenizer: LoadedTokenizer, dataset: rlds.Dataset
 ) -> None:
-    """Raises UserError if the tokenizer is of the other kind, or of another environment's actions."""
+    """Raises UserError if the tokenizer is of another kind, or of another environment's actions."""
     dataset.expect_actions(tokenizer.config.action_dim)
-    kind, chunk = kinds.kind(tokenizer.config), tokenizer.config.chunk
-    if (kind, chunk) != (config.adapter, config.chunk):
+    name, kind, chunk = (
+        config.adapter.name,
+        tokenizer.config.kind,
+        tokenizer.config.chunk,
+    )
+    if (kind, chunk) != (name, config.chunk):
         raise UserError(
-            f"{key}.tokenizer={config.tokenizer}: expected one for the adapter {config.adapter!r} and chunks of "
+            f"{key}.tokenizer={config.tokenizer}: expected one for the adapter {name!r} and chunks of "
             f"{config.chunk} actions, found one for {kind!r} and chunks of {chunk}; train it with "
-            f"--config=configs/tokenizer/...:{config.adapter},chunk={config.chunk}, or set {key}.chunk={chunk}"
+            f"--config=configs/tokenizer/...:{name},chunk={config.chunk}, or set {key}.chunk={chunk}"
         )
-    for name in ("name", "action_names", "action_scale"):
-        expected, found = dataset.metadata[name], tokenizer.metadata[name]
+    for field in ("name", "action_names", "action_scale"):
+        expected, found = dataset.metadata[field], tokenizer.metadata[field]
         if list(expected) != list(found):
             raise UserError(
-                f"{key}.tokenizer={config.tokenizer}: {name}: expected {expected!r} as in {dataset.directory}, found "
-                f"{found!r}; train a tokenizer on this data set"
+                f"{key}.tokenizer={config.tokenizer}: {field}: expected {expected!r} as in {dataset.directory}, found "
+                f"{found!r}; train a tokenizer on this dataset"
             )
 
 
-def texts(opened: Iterable[Opened]) -> list[str]:
-    """Returns all the text that a text tokenizer learnt for these embodiments should know: prompts and action names."""
-    found = []
-    for one in opened:
-        template = one.config.prompt_template
-        found += [prompts.fill(template, text) for text in one.statistics.instructions]
-        if one.config.adapter in ("semlang", "lang"):
-            found += one.actions
-    return found
-
-
-def describe(opened: Opened, text_tokenizer: str) -> networks.Embodiment:
-    """Returns the description of an embodiment; ``text_tokenizer`` is the text of a ``tokenizer.json``.
-
-    Raises:
-      UserError: if the tokenizer has no tokens for an adapter that writes text.
-    """
-    config = opened.config
-    sequences: action_words.Sequences = ()
-    end = 0
-    if config.adapter in ("semlang", "lang"):
-        sequences = action_words.words(text_tokenizer, opened.actions)
-        end = action_words.end(text_tokenizer)
-    if config.adapter == "lang":
-        digits = action_words.digits(text_tokenizer)
-        sequences = digit_sequences(opened.actions, sequences, digits)
-    return networks.Embodiment(
-        adapter=config.adapter,
-        cameras=opened.dataset.cameras,
+def _embodiment_config(source: Source, text_tokenizer: str) -> EmbodimentConfig:
+    config = source.config
+    settings = {key: value for key, value in config.adapter.items() if key != "name"}
+    sizes = None if source.tokenizer is None else source.tokenizer.config
+    facts = RunFacts(source.actions, sizes, text_tokenizer)
+    return EmbodimentConfig(
+        adapter=config.adapter.name,
+        adapter_config=adapter_class(config.adapter.name).configure(settings, facts),
+        cameras=source.dataset.cameras,
         context=config.data.context,
         chunk=config.chunk,
-        hidden=config.hidden,
-        bins=config.bins,
-        tokenizer=None if opened.tokenizer is None else dataclasses.asdict(opened.tokenizer.config),
-        actions=opened.actions,
-        sequences=sequences,
-        end=end,
     )
 
 
-def prompt(
-    opened: Opened,
-    embodiment: networks.Embodiment,
+def _prompt(
+    source: Source,
+    config: EmbodimentConfig,
     model: MLLMConfig,
     adapter: Adapter,
     text_tokenizer: str,
 ) -> Prompt:
-    """Returns the prompt of an embodiment, and looks at whether the model can read it.
+    """Returns the prompt, and checks that the model can read it.
 
     Raises:
-      UserError: if a prompt is too long, or uses ids that the model has not, or that the adapter writes over.
+      UserError: if a prompt is too long, or uses ids that the model lacks or that the adapter writes over.
     """
-    config, language = opened.config, model.language
-    made = Prompt(config.prompt_template, text_tokenizer, config.prompt_tokens)
-    instructions = opened.statistics.instructions
-    made.tokens(instructions)  # one that is too long is told of now
+    key, language = source.key, model.language
+    prompt = Prompt(source.config.prompt_template, text_tokenizer, source.config.prompt_tokens)
+    instructions = source.statistics.instructions
+    prompt.tokens(instructions)  # reports one that is too long
     rows = range(language.action_tokens, language.action_tokens + adapter.codes)
-    prompts.check_ids(made, instructions, language.vocabulary, rows)
-    longest = networks.longest_prompt(model, embodiment, adapter.tokens_per_action)
-    if config.prompt_tokens > longest:
+    check_ids(prompt, instructions, language.vocabulary, rows)
+    longest = longest_prompt(model, config, adapter.tokens_per_action)
+    if prompt.length > longest:
         raise UserError(
-            f"{opened.key}.prompt_tokens: expected at most {longest}, what {config.data.context} steps leave of the "
-            f"model's {language.max_positions} positions, found {config.prompt_tokens}; lower it or "
-            f"{opened.key}.data.context"
+            f"{key}.prompt_tokens: expected at most {longest}, what {config.context} steps leave of the model's "
+            f"{language.max_positions} positions, found {prompt.length}; lower it or {key}.data.context"
         )
-    return made
+    return prompt

@@ -1,5 +1,4 @@
-"""What stops a run: parameters held in too few bits to be trained, a resumed run that is not the same one, and numbers
-that are no longer numbers."""
+"""What stops a run: trained parameters in too few bits, a resumed run that is not the same, and non-finite values."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,36 +21,36 @@ def check_same_run(
     saved: Mapping[str, Any],
     now: Mapping[str, Any],
     parts: Sequence[str],
-    free: Collection[str],
+    may_differ: Collection[str],
     workdir: Path,
 ) -> None:
-    """Compares what a checkpoint was made with to what the program was started with.
+    """Compares the settings in a checkpoint with those the program was started with.
 
     Args:
       saved: the checkpoint's JSON document.
-      now: the one that the program would write.
-      parts: which of their keys are compared.
-      free: dotted keys, or first parts of them, that may differ: how often to report, where files lie.
+      now: the document that the program would write.
+      parts: the keys to compare.
+      may_differ: dotted keys, or prefixes of them, that may differ: how often to report, where files lie.
       workdir: named in the error.
 
     Raises:
-      UserError: if a key differs; a resumed run could not go on bit for bit.
+      UserError: if a key differs, so that the run could not continue bit for bit.
     """
     before, after = (dict(_leaves({p: meta.get(p, {}) for p in parts})) for meta in (saved, now))
     for key in sorted(before.keys() | after.keys()):
-        may_differ = any(key == one or key.startswith(f"{one}.") for one in free)
-        if not may_differ and before.get(key) != after.get(key):
+        ignored = any(key == name or key.startswith(f"{name}.") for name in may_differ)
+        if not ignored and before.get(key) != after.get(key):
             raise UserError(
                 f"{workdir}: {key}: expected {before.get(key)!r} as in the checkpoint there, found "
-                f"{after.get(key)!r}; use the same to go on, or another --workdir"
+                f"{after.get(key)!r}; use the same value to continue, or another --workdir"
             )
 
 
 def check_float32(trained: Mapping[str, Any]) -> None:
-    """Looks at the parameters that are to be trained, by path.
+    """Checks the dtype of the trained parameters.
 
     Raises:
-      UserError: if one is not float32: its updates would be lost in rounding.
+      UserError: if one is not float32, so that its updates would be lost in rounding.
     """
     for path, leaf in trained.items():
         if leaf.dtype != "float32":
@@ -62,7 +61,7 @@ def check_float32(trained: Mapping[str, Any]) -> None:
 
 
 def check_finite(step: int, scalars: Mapping[str, Any], checkpoints: Checkpointer) -> None:
-    """Looks at the loss, the gradient and the updated weights (``loss``, ``grad_norm``, ``weight_norm``) of an update.
+    """Checks the loss, the gradient and the updated weights (``loss``, ``grad_norm``, ``weight_norm``) of an update.
 
     Raises:
       UserError: if one is not finite; it names the step and the last good checkpoint.

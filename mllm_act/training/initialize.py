@@ -1,4 +1,4 @@
-"""The first parameters of a run, each array made or read straight into its place on the devices."""
+"""The first parameters of a run, each array made or read directly into its sharding on the devices."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ from flax import nnx
 from mllm_act import parameters
 from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
-from mllm_act.weights import folder as pretrained_folder
+from mllm_act.weights.folder import load_pretrained, pretrained_meta, pretrained_paths
 
-MODEL = "mllm/"  # where the model's paths begin in a policy's network
+MODEL = "mllm/"  # prefix of the model's paths in a policy's network
 
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -26,17 +26,17 @@ def initial_parameters(
     model: MLLMConfig,
     pretrained: Path | None,
 ) -> dict[str, jax.Array]:
-    """Returns all arrays of a policy's network by path. What is given or pretrained is never made at random.
+    """Returns all arrays of a policy's network by path. Given and pretrained arrays are never made at random first.
 
     Args:
-      make: makes the network; traced, so that what is not used of it is not computed.
+      make: makes the network; traced, so that unused arrays are not computed.
       wanted: shape, dtype and sharding of every array.
-      given: arrays that exist, such as the action tokenizer's.
+      given: existing arrays, such as the action tokenizer's.
       model: the sizes of the model.
-      pretrained: a folder that ``mllm_act.import_hf`` wrote; without it everything else is random.
+      pretrained: a folder written by ``mllm_act.import_hf``; without it all other arrays are random.
 
     Raises:
-      UserError: if the folder lacks an array, or has it in another shape, or is of another model.
+      UserError: if the folder lacks an array, has it in another shape, or belongs to another model.
     """
     arrays = {
         path: jax.device_put(np.asarray(array), wanted[path].sharding)
@@ -48,7 +48,7 @@ def initial_parameters(
     fresh = wanted.keys() - arrays.keys()
     if pretrained is not None:
         groups = {"/".join(path.split("/")[:3]) for path in fresh}
-        print(f"From {pretrained}, but for what starts at random: {', '.join(sorted(groups))}")
+        print(f"Weights from {pretrained}; starting at random: {', '.join(sorted(groups))}")
 
     def random() -> dict[str, jax.Array]:
         named = parameters.flatten(nnx.state(make()))
@@ -59,45 +59,45 @@ def initial_parameters(
 
 
 def _read(folder: Path, wanted: Wanted, model: MLLMConfig) -> dict[str, jax.Array]:
-    """Reads the vision encoder, the language model less LoRA, and the projector where the folder has it."""
+    """Reads the vision encoder, the language model without LoRA, and the projector if the folder has it."""
     _check_sizes(folder, model)
-    there = pretrained_folder.paths(folder)
+    available = pretrained_paths(folder)
     needed = {}
     for path, leaf in wanted.items():
         part = path.removeprefix(MODEL)
         if part.startswith(("vision/", "language/")):
             chosen = "lora_" not in part
         else:
-            chosen = part.startswith("bridge/projector/") and part in there
+            chosen = part.startswith("bridge/projector/") and part in available
         if path.startswith(MODEL) and chosen:
             needed[part] = leaf
-    loaded = pretrained_folder.load(folder, needed)
+    loaded = load_pretrained(folder, needed)
     return {MODEL + part: array for part, array in loaded.items()}
 
 
 def _action_rows(
     arrays: Mapping[str, jax.Array], wanted: Wanted, model: MLLMConfig
 ) -> dict[str, jax.Array]:
-    """Takes an adapter's own rows of embedding and head from the pretrained rows that they write over."""
+    """Copies an adapter's rows of embedding and head from the pretrained rows that they replace."""
     rows, language = {}, model.language
     tables = {"embedding": "embedding", "head": "embedding" if language.tied else "head"}
     for path in wanted:
         if not re.fullmatch("adapters/[^/]+/head", path):
-            continue  # adapters without a head over vocabulary rows start from scratch
+            continue  # adapters without a head over vocabulary rows start at random
         for own, table in tables.items():
-            place = wanted[path.removesuffix("head") + own]
-            first, count = language.action_tokens, place.shape[0]
+            leaf = wanted[path.removesuffix("head") + own]
+            first, count = language.action_tokens, leaf.shape[0]
             take = jax.jit(
                 lambda x, first=first, count=count: x[first : first + count].astype(jnp.float32),
-                out_shardings=place.sharding,
+                out_shardings=leaf.sharding,
             )
             rows[path.removesuffix("head") + own] = take(arrays[f"mllm/language/{table}"])
     return rows
 
 
 def _check_sizes(folder: Path, model: MLLMConfig) -> None:
-    """Raises UserError if the folder is of a model that has the same shapes but computes otherwise."""
-    found = MLLMConfig.from_dict(pretrained_folder.meta(folder)["config"])
+    """Raises UserError if the folder's model has the same shapes but computes something else."""
+    found = MLLMConfig.from_dict(pretrained_meta(folder)["config"])
     differences = [
         f"{part}.{key}: expected {getattr(ours, key)!r}, found {getattr(theirs, key)!r}"
         for part, ours, theirs, keys in (
@@ -109,7 +109,7 @@ def _check_sizes(folder: Path, model: MLLMConfig) -> None:
     ]
     if differences:
         raise UserError(
-            f"{folder}: expected weights of the model being trained, found another's; {'; '.join(differences)}; "
+            f"{folder}: expected weights of the model being trained, found those of another; {'; '.join(differences)}; "
             "import the preset's weights with python -m mllm_act.import_hf"
         )
 

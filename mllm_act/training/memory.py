@@ -1,20 +1,20 @@
-"""What a training step needs of each device's memory, told before anything is compiled.
+"""The memory that a training step needs on each device, estimated before anything is compiled.
 
-    weights       bytes of the parameters, trained and frozen, as they are split over the devices
-    optimizer     AdamW's two float32 moments of what is trained
-    gradients     float32, of what is trained
-    activations   what the forward pass leaves for the backward pass, and the working set of one layer
+    weights       the parameters, trained and frozen, as they are split over the devices
+    optimizer     AdamW's two float32 moments of trained parameters
+    gradients     float32, of trained parameters
+    activations   what the forward pass keeps for the backward pass, and the working set of one layer
 
-The activations are not a formula of sizes: JAX differentiates the model on abstract arrays of one device's share of the
-batch, and what it would keep is counted, so that LoRA, remat, float8 and the attention kernel count as they are. Added
-to that is the working set of the largest layer: what its own backward pass keeps, and as much again for gradients; half
-of it where no gradient passes, as through a frozen vision encoder. Left out: the adapter's activations, the batch, what
-the data pipeline and XLA need. What the mesh axis ``tensor`` splits counts as whole.
+Activations are not estimated by a formula: JAX differentiates the model on abstract arrays of one device's share of
+the batch, and what it would keep is counted, so that LoRA, remat, float8 and the attention kernel count as they are.
+The working set of the largest layer is added: what its own backward pass keeps, and as much again for gradients; half
+of that where no gradient passes, as in a frozen vision encoder. Not counted: the adapter's activations, the batch, and
+what the data pipeline and XLA need. What the mesh axis ``tensor`` splits is counted as whole.
 
 Accuracy: weights, optimizer and gradients are exact. The sum is within a factor of 1.5 of XLA's own ``memory_analysis``
 of the compiled update, either way, on CPU at tiny sizes (a test holds it). For LLaVA-1.5-7B at the three shapes of
-docs/performance.md it says 23.0, 31.0 and 52.1 GiB (computed on a CPU with a stand-in for cuDNN's attention); XLA took
-21.2, 25.7 and 47.9 on an H200.
+docs/performance.md the estimate is 23.0, 31.0 and 52.1 GiB (on a CPU, with a stand-in for cuDNN's attention); XLA
+needed 21.2, 25.7 and 47.9 on an H200.
 """
 
 import math
@@ -41,7 +41,7 @@ FACTOR = 1.5  # how far off the activations may be
 SPLIT = (
     "--config.mesh.fsdp=DEVICES with --config.mesh.data=1, which splits them, or a smaller preset"
 )
-MENDS = {
+FIXES = {
     "weights": f"--config.weight_dtype=float8 (or bfloat16) where they are frozen, {SPLIT}",
     "optimizer": f"a lower --config.lora.rank where LoRA is trained, {SPLIT}",
     "gradients": f"a lower --config.lora.rank where LoRA is trained, {SPLIT}",
@@ -60,14 +60,14 @@ def estimate(
     prompt_tokens: int,
     tokens_per_action: int,
 ) -> dict[str, float]:
-    """Returns bytes by part, for one device; see above. Nothing is computed or compiled.
+    """Returns bytes by part, for one device. Nothing is computed or compiled.
 
     Args:
-      config: of the model; its part of the parameters is under ``mllm/``.
+      config: of the model; its parameters have paths under ``mllm/``.
       trained: a tree of ``jax.ShapeDtypeStruct`` with shardings, those of a ``PolicyNetwork``'s trained parameters.
       frozen: the rest of them.
-      batch_per_device: windows that one device gets.
-      cameras: whose images the model sees.
+      batch_per_device: windows of one device.
+      cameras: how many the model sees.
       context: T.
       prompt_tokens: N.
       tokens_per_action: M.
@@ -95,10 +95,11 @@ def estimate(
 
 
 def check(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> None:
-    """Compares an estimate to what the devices have.
+    """Compares an estimate with the memory of the devices.
 
     Raises:
-      UserError: if it cannot fit, were the activations ``FACTOR`` times smaller; it names the largest part and mends.
+      UserError: if it would not fit even with activations ``FACTOR`` times smaller; it names the largest part and the
+        fix.
     """
     there = available(devices)
     if sum(needed.values()) - needed["activations"] * (1 - 1 / FACTOR) > there:
@@ -106,12 +107,12 @@ def check(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> None:
         raise UserError(
             f"memory: expected a run that fits into {there / GIB:.2f} GiB a device, found one that needs about "
             f"{sum(needed.values()) / GIB:.2f} GiB, {needed[largest] / GIB:.2f} of them for {largest}; "
-            f"try {MENDS[largest]}"
+            f"try {FIXES[largest]}"
         )
 
 
 def available(devices: Sequence[jax.Device]) -> float:
-    """Returns the bytes that a device has; an equal share of the host's memory where devices do not say."""
+    """Returns the memory of a device in bytes; an equal share of the host's where the device does not report it."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     return min(float((one.memory_stats() or {}).get("bytes_limit", host)) for one in devices)
 
@@ -120,7 +121,7 @@ def table(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> str:
     """Returns an estimate as text."""
     lines = [f"  {part:<12} {size / GIB:8.2f} GiB" for part, size in needed.items()]
     total, there = sum(needed.values()), available(devices)
-    lines.append(f"  {'in all':<12} {total / GIB:8.2f} GiB of {there / GIB:.2f}")
+    lines.append(f"  {'total':<12} {total / GIB:8.2f} GiB of {there / GIB:.2f}")
     if total > there:
         lines.append("  this may not fit; the estimate of activations is within a factor of 1.5")
     return "\n".join(lines)
@@ -133,12 +134,12 @@ def _count(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _held_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Returns the bytes an element takes; float8 matrices may be laid out once for products and once for gradients."""
+    """Returns the bytes of an element; float8 matrices may be stored once for products and once for gradients."""
     return 2 if leaf.dtype == float8.DTYPE else leaf.dtype.itemsize
 
 
 def _kept(function: Callable[..., Any], *args: Any) -> int:
-    """Returns the bytes that the first argument's gradient keeps of a call, beyond the arguments themselves."""
+    """Returns the bytes that a call keeps for the gradient of its first argument, besides the arguments."""
 
     def backward(first: Any, rest: tuple) -> Any:
         return jax.vjp(lambda first: function(first, *rest), first)[1]
@@ -157,7 +158,7 @@ def _kept_by_model(
     n: int,
     tokens_per_action: int,
 ) -> int:
-    """Counts what teacher-forced training keeps of one device's share of a batch."""
+    """Returns the bytes that teacher-forced training keeps for one device's share of a batch."""
     abstract = nnx.eval_shape(lambda: MLLM(config, nnx.Rngs(0)))
     chosen = nnx.All(nnx.Param, lambda path, _: f"mllm/{parameters.name(path)}" in trained)
     graph, moved, held = nnx.split(abstract, chosen, ...)  # type: ignore[misc]

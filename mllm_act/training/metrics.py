@@ -1,17 +1,20 @@
-"""Scalars over steps, written twice: one JSON line a step (``metrics.jsonl``) and TensorBoard.
+"""Scalars over steps, written as JSON lines (``metrics.jsonl``, one line per step) and for TensorBoard.
 
-After a resume the JSON-lines file continues; lines past the restored step are cut, so that the file reads
-as one uninterrupted run.
+After a resume the JSON-lines file continues. Lines past the restored step are cut, so that the file reads as one
+uninterrupted run.
 """
 
+import contextlib
 import json
 import math
-import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from tensorboardX import SummaryWriter
+
+from mllm_act.files import whole_file
 
 
 class MetricsWriter:
@@ -22,14 +25,13 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = _lines_up_to(self.path, first_step)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(kept))
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line ``{"step": step, name: value, ...}``; values not finite become strings in JSON."""
+        """Writes one line ``{"step": step, name: value, ...}``; non-finite values become strings in JSON."""
         plain = {name: float(value) for name, value in scalars.items()}
         json_safe = {k: v if math.isfinite(v) else str(v) for k, v in plain.items()}
         self._file.write(json.dumps({"step": step, **json_safe}) + "\n")
@@ -51,6 +53,32 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class StepTimer:
+    """Wall time per step, and how much of it was spent waiting for data."""
+
+    def __init__(self, step: int) -> None:
+        """Starts after ``step``."""
+        self._step, self._waited, self._start = step, 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as waiting."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def lap(self, step: int, batch_size: int) -> dict[str, float]:
+        """Returns the means over the steps since the last lap, up to ``step``, and starts the next."""
+        now, steps = time.perf_counter(), step - self._step
+        seconds, waited = (now - self._start) / steps, self._waited / steps
+        self._step, self._waited, self._start = step, 0.0, now
+        return {
+            "step_ms": 1e3 * seconds,
+            "data_wait_ms": 1e3 * waited,
+            "samples_per_second": batch_size / seconds,
+        }
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

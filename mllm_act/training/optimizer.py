@@ -6,7 +6,7 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act import parameters
 
-# The paper does not say what decays; matrices do here, as in most of the field.
+# The paper does not say what decays. Here matrices do, as is common.
 DECAYED: tuple[tuple[str, bool], ...] = (
     (r"(bias|scale|norm\w*|position|latents|class_token|embedding)(/|$)", False),
     (r".", True),

@@ -1,6 +1,6 @@
-"""Where arrays live: a mesh of axes ``data``, ``fsdp`` and ``tensor``, and rules from parameter path to partition.
+"""Where arrays live: a mesh with axes ``data``, ``fsdp`` and ``tensor``, and rules from parameter path to partition.
 
-The batch is split over ``data`` and ``fsdp`` together. A dimension that its axis does not divide stays whole.
+The batch is split over ``data`` and ``fsdp`` together. A dimension that is not divisible by its axis stays whole.
 """
 
 import math
@@ -16,7 +16,7 @@ from mllm_act.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Matrices are [inputs, outputs]; stacked blocks have a layer axis before them, which stays whole.
+# Matrices are [inputs, outputs]; stacked blocks have a layer axis in front, which stays whole.
 PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/(q|k|v|gate|up)/kernel$", ("fsdp", "tensor")),
     (r"/(o|down)/kernel$", ("tensor", "fsdp")),
@@ -32,7 +32,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """Makes the mesh over all devices of all processes.
 
     Args:
-      sizes: devices along each axis of ``AXES``; one of them may be -1, for all that are left.
+      sizes: devices along each axis of ``AXES``; one of them may be -1 for the remaining devices.
 
     Raises:
       UserError: if the sizes do not multiply to the number of devices.
@@ -45,7 +45,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if not possible or math.prod(shape) != count:
         wanted = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise UserError(
-            f"config.mesh: expected sizes whose product is the {count} devices there are, at most one of them -1 for "
+            f"config.mesh: expected sizes whose product is the number of devices, {count}, at most one of them -1 for "
             f"the rest, found {wanted}"
         )
     return Mesh(np.array(jax.devices()).reshape(shape), AXES)
@@ -82,6 +82,6 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's part of a batch (numpy arrays) on its devices, as one global array each."""
+    """Puts this process's part of a batch (numpy arrays) on its devices, as global arrays."""
     sharding = of_batch(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

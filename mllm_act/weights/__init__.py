@@ -1,1 +1,1 @@
-"""Pretrained weights: from and to the formats of others, and the folder that training reads them from."""
+"""Pretrained weights: import from and export to other formats, and the folder that training reads."""

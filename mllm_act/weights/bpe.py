@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer that a GGUF file carries, as a ``tokenizer.json``."""
+"""Converts the byte-level BPE tokenizer inside a GGUF file to a ``tokenizer.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -7,28 +7,28 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mllm_act.errors import UserError
 
-_CONTROL = 3  # token_type of markers such as <|im_start|>
+_CONTROL = 3  # token_type of special tokens such as <|im_start|>
 
 
-def tokenizer_json(facts: dict[str, Any], path: Path) -> str:
-    """Rebuilds the tokenizer from a file's metadata.
+def tokenizer_json(metadata: dict[str, Any], path: Path) -> str:
+    """Returns the ``tokenizer.json`` of a GGUF file's tokenizer.
 
     Args:
-      facts: the metadata; ``tokenizer.ggml.{model,pre,tokens,merges,token_type}`` are read.
-      path: the file, for the message.
+      metadata: of the file; ``tokenizer.ggml.{model,pre,tokens,merges,token_type}`` are read.
+      path: the file, for error messages.
 
     Raises:
-      UserError: if the tokenizer is of another kind than SmolLM's.
+      UserError: if the tokenizer is not of SmolLM's kind.
     """
-    kind = (facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre"))
+    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
         raise UserError(
             f"{path}: expected a tokenizer of model 'gpt2', pre-tokenizer 'smollm', found {kind}; "
-            "convert the model to Hugging Face's layout, with its tokenizer.json, and pass that folder"
+            "convert the model to a Hugging Face folder with its tokenizer.json, and pass that folder"
         )
-    tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -37,6 +37,6 @@ def tokenizer_json(facts: dict[str, Any], path: Path) -> str:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    markers = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(m, special=True, normalized=False) for m in markers])
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer.to_str()

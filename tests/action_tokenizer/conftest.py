@@ -1,4 +1,4 @@
-"""A small tokenizer with codebooks fitted to random actions, for the tests here."""
+"""A small tokenizer with codebooks fitted to random actions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Byte pairs under jit: as the library that learns them applies them itself."""
+"""Byte pairs under jit give the same codes as the library that learns them."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ MERGE = jax.jit(byte_pair.merge, static_argnums=2)
 
 
 def rows(seed: int, count: int = 30) -> np.ndarray:
-    """Sequences of all lengths, the likelier symbols among them in runs."""
+    """Sequences of all lengths; one symbol is more frequent, so that it forms runs."""
     rng = np.random.default_rng(seed)
     symbols = rng.choice([1, 2, 2, 2, 3], (count, LENGTH)).astype(np.int32)
     return np.where(np.arange(LENGTH) < rng.integers(0, LENGTH + 1, (count, 1)), symbols, END)
@@ -27,7 +27,7 @@ def rows(seed: int, count: int = 30) -> np.ndarray:
 
 def by_the_library(sequences: np.ndarray, merges: np.ndarray) -> list[list[int]]:
     expanded = byte_pair.expand(merges, SYMBOLS)
-    text = ["".join("?abc"[symbol] for symbol in one) for one in expanded]
+    text = ["".join("?abc"[symbol] for symbol in symbols) for symbols in expanded]
     vocabulary = {word: code for code, word in enumerate(text) if code != END}
     pairs = [(text[left], text[right]) for left, right, _ in merges]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
@@ -36,7 +36,7 @@ def by_the_library(sequences: np.ndarray, merges: np.ndarray) -> list[list[int]]
 
 
 def without_end(row: np.ndarray) -> list[int]:
-    """The codes before the first END; nothing else may follow it."""
+    """The codes before the first END; only END may follow."""
     count = int((row != END).sum())
     assert (row[count:] == END).all()
     return row[:count].tolist()
@@ -49,14 +49,14 @@ def check(sequences: np.ndarray, merges: np.ndarray) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_of_any_merges_it_is_the_library_s(seed: int) -> None:
-    """Also where two pairs make the same code, so that a pair can be of lower rank than those it is made of."""
+def test_random_merges_match_the_library(seed: int) -> None:
+    """Also if two pairs make the same code, so that a pair can have a lower rank than the pairs it is made of."""
     check(rows(seed), random_merges(seed, SYMBOLS, 20))
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_of_learnt_merges_it_is_the_library_s(seed: int) -> None:
+def test_learnt_merges_match_the_library(seed: int) -> None:
     sequences = rows(seed, 100)
     merges = byte_pair.learn(sequences, SYMBOLS, CODES)
     assert merges.shape[1] == 3 and len(byte_pair.expand(merges, SYMBOLS)) <= CODES
@@ -64,10 +64,10 @@ def test_of_learnt_merges_it_is_the_library_s(seed: int) -> None:
     check(rows(seed + 1), merges)
 
 
-def test_the_commonest_pair_comes_first_and_the_longest_code_may_be_a_whole_sequence() -> None:
+def test_the_most_frequent_pair_is_first_and_a_code_may_be_a_whole_sequence() -> None:
     sequences = np.array([[1, 2, 1, 2], [1, 2, 3, END], [1, 2, 1, 2]], np.int32)
     merges = byte_pair.learn(sequences, 3, 100)
-    np.testing.assert_array_equal(merges, [[1, 2, 4], [4, 4, 5]])  # [4, 3] is seen once
+    np.testing.assert_array_equal(merges, [[1, 2, 4], [4, 4, 5]])  # [4, 3] occurs once
     assert byte_pair.expand(merges, 3) == [(), (1,), (2,), (3,), (1, 2), (1, 2, 1, 2)]
     np.testing.assert_array_equal(
         MERGE(sequences, merges, 6), [[5, END, END, END], [4, 3, END, END], [5, END, END, END]]
@@ -85,5 +85,5 @@ def test_nothing_to_merge(length: int) -> None:
 
 def test_batches_trace_under_vmap() -> None:
     sequences, merges = rows(0), random_merges(0, SYMBOLS, 20)
-    alone = jax.vmap(lambda row: partial(MERGE, codes=CODES)(row[None], jnp.array(merges))[0])
-    np.testing.assert_array_equal(alone(sequences), MERGE(sequences, merges, CODES))
+    by_row = jax.vmap(lambda row: partial(MERGE, codes=CODES)(row[None], jnp.array(merges))[0])
+    np.testing.assert_array_equal(by_row(sequences), MERGE(sequences, merges, CODES))

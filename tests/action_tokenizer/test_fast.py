@@ -1,4 +1,4 @@
-"""FAST: what comes back is what went in but for the rounding, and nothing that can be sampled cannot be decoded."""
+"""FAST: decoding inverts encoding up to rounding, and every sequence that can be sampled can be decoded."""
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,21 @@ decode = nnx.jit(lambda tokenizer, codes: tokenizer.decode(codes))
 
 
 def chunks(seed: int, count: int = 400, size: float = 0.25) -> np.ndarray:
-    """Random walks, each of few dimensions that move at all."""
+    """Random walks in which only some dimensions move."""
     rng = np.random.default_rng(seed)
     step = rng.normal(0, size, (count, H, A)) * (rng.random((count, 1, A)) < 0.6)
     return np.clip(np.cumsum(step, 1), -1, 1).reshape(count, H * A).astype(np.float32)
 
 
 def coefficients(action: np.ndarray) -> np.ndarray:
-    """Scaled coefficients by JAX's own transform, not rounded."""
+    """Scaled coefficients by JAX's own transform, unrounded."""
     steps = action.reshape(-1, H, A)
-    found = jax.scipy.fft.dct(jnp.array(steps), norm="ortho", axis=1) * SCALE
-    return np.array(found.reshape(-1, H * A))
+    scaled = jax.scipy.fft.dct(jnp.array(steps), norm="ortho", axis=1) * SCALE
+    return np.array(scaled.reshape(-1, H * A))
 
 
-def decided(tokenizer: FastTokenizer, codes: jax.Array) -> np.ndarray:
-    """How many codes a chunk has, its END included."""
+def code_count(tokenizer: FastTokenizer, codes: jax.Array) -> np.ndarray:
+    """The number of codes of a chunk, including END."""
     return np.array((tokenizer.room(codes)[..., :-1] > 0).sum(-1))
 
 
@@ -49,14 +49,14 @@ def tokenizer() -> FastTokenizer:
 def test_the_transform_is_the_orthonormal_dct(chunk: int) -> None:
     steps = np.random.default_rng(0).normal(size=(5, chunk, 4)).astype(np.float32)
     expected = jax.scipy.fft.dct(jnp.array(steps), norm="ortho", axis=1)
-    found = fast.quantize(jnp.array(steps.reshape(5, -1)), 4, 1000.0)
-    np.testing.assert_allclose(found.reshape(steps.shape), 1000 * expected, atol=0.51)
-    back = fast.dequantize(found, 4, 1000.0).reshape(steps.shape)
+    rounded = fast.quantize(jnp.array(steps.reshape(5, -1)), 4, 1000.0)
+    np.testing.assert_allclose(rounded.reshape(steps.shape), 1000 * expected, atol=0.51)
+    back = fast.dequantize(rounded, 4, 1000.0).reshape(steps.shape)
     np.testing.assert_allclose(back, steps, atol=0.5e-3 * chunk)
 
 
-def test_training_chunks_come_back_within_the_rounding(tokenizer: FastTokenizer) -> None:
-    """None of them is cut or clipped: each coefficient errs by half a step, and encoding again changes nothing."""
+def test_training_chunks_are_decoded_up_to_rounding(tokenizer: FastTokenizer) -> None:
+    """None is cut or clipped: each coefficient is off by at most half a step, and encoding again changes nothing."""
     codes = encode(tokenizer, chunks(0))
     assert codes.dtype == jnp.int32 and codes.shape == (400, tokenizer.config.tokens)
     assert 0 <= int(codes.min()) and int(codes.max()) < tokenizer.config.codes <= 128
@@ -67,7 +67,9 @@ def test_training_chunks_come_back_within_the_rounding(tokenizer: FastTokenizer)
     np.testing.assert_array_equal(encode(tokenizer, decoded), codes)
 
 
-def test_tokens_are_those_of_the_longest_training_chunk(tokenizer: FastTokenizer) -> None:
+def test_the_number_of_tokens_is_that_of_the_longest_training_chunk(
+    tokenizer: FastTokenizer,
+) -> None:
     count = np.array((encode(tokenizer, chunks(0)) != END).sum(-1))
     assert count.max() == tokenizer.config.tokens and count.min() < count.max()
 
@@ -87,13 +89,13 @@ def test_unseen_chunks_that_are_neither_cut_nor_clipped(
     whole = inside.all(-1) & ~cut
     assert np.abs(after - before)[whole].max(initial=0) <= 0.5 + 1e-3
     np.testing.assert_array_equal(encode(tokenizer, jnp.array(decoded))[whole], codes[whole])
-    # A clipped coefficient is the nearest there is; the ones beside it do not suffer.
+    # A clipped coefficient becomes the nearest one available; the others are not affected.
     nearest = np.clip(before, config.low, config.high)
     assert np.abs(after - nearest)[~cut].max(initial=0) <= 0.5 + 1e-3
 
 
-def test_a_chunk_that_takes_too_many_codes_is_cut(tokenizer: FastTokenizer) -> None:
-    """Its highest frequencies read as zeros; those before are kept."""
+def test_a_chunk_that_needs_too_many_codes_is_cut(tokenizer: FastTokenizer) -> None:
+    """Its highest frequencies become zeros; the others are kept."""
     action = chunks(7, 200, 3.0) * np.where(np.arange(H * A) % 2, -1, 1).astype(np.float32)
     codes = encode(tokenizer, action)
     cut = np.array(tokenizer.room(codes)[:, -1] > 0)
@@ -106,31 +108,31 @@ def test_a_chunk_that_takes_too_many_codes_is_cut(tokenizer: FastTokenizer) -> N
         assert np.abs(y[:written] - expected).max() <= 0.5 + 1e-3
 
 
-def test_numbers_beyond_all_bounds_are_encoded(tokenizer: FastTokenizer) -> None:
+def test_huge_values_are_encoded(tokenizer: FastTokenizer) -> None:
     for number in (1e30, -1e30, np.inf):
         action = jnp.full((2, H * A), number)
         assert jnp.isfinite(decode(tokenizer, encode(tokenizer, action))).all()
 
 
-def test_a_chunk_at_rest_is_its_end_and_leading_axes_are_kept(tokenizer: FastTokenizer) -> None:
+def test_a_chunk_of_zeros_is_one_end_and_leading_axes_are_kept(tokenizer: FastTokenizer) -> None:
     codes = encode(tokenizer, jnp.zeros((2, 3, H * A)))
     assert codes.shape == (2, 3, tokenizer.config.tokens) and (codes == END).all()
     decoded = decode(tokenizer, codes)
     assert decoded.shape == (2, 3, H * A) and (decoded == 0).all()
-    assert (decided(tokenizer, codes) == 1).all()
+    assert (code_count(tokenizer, codes) == 1).all()
     many = encode(tokenizer, chunks(0)[:6].reshape(2, 3, -1))
     np.testing.assert_array_equal(many.reshape(6, -1), encode(tokenizer, chunks(0)[:6]))
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_any_codes_decode_even_those_that_the_filter_refuses(seed: int) -> None:
+def test_any_codes_can_be_decoded_even_those_that_the_filter_refuses(seed: int) -> None:
     tokenizer = random_tokenizer(seed, SMALL)
     codes = np.random.default_rng(seed).integers(0, SMALL.codes, (40, SMALL.tokens))
-    found = np.array(decode(tokenizer, jnp.array(codes)))
-    assert found.shape == (40, 8) and np.isfinite(found).all()
+    decoded = np.array(decode(tokenizer, jnp.array(codes)))
+    assert decoded.shape == (40, 8) and np.isfinite(decoded).all()
     table, lengths = np.array(tokenizer.coefficients[...]), np.array(tokenizer.lengths[...])
-    for row, action in zip(codes, found, strict=True):
+    for row, action in zip(codes, decoded, strict=True):
         end = list(row).index(END) if END in row else len(row)
         written = [c for code in row[:end] for c in table[code, : lengths[code]]]
         expected = np.array((written + [0] * 8)[:8])
@@ -140,7 +142,7 @@ def test_any_codes_decode_even_those_that_the_filter_refuses(seed: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_what_the_filter_lets_through_fits_and_something_always_may_follow(seed: int) -> None:
+def test_filtered_codes_fit_and_some_code_is_always_allowed(seed: int) -> None:
     tokenizer, rng = random_tokenizer(seed, SMALL), np.random.default_rng(seed)
     lengths = np.array(tokenizer.lengths[...])
     codes = np.zeros((40, 0), np.int32)
@@ -161,7 +163,7 @@ def test_what_the_filter_lets_through_fits_and_something_always_may_follow(seed:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_what_is_encoded_passes_the_filter(seed: int) -> None:
+def test_encoded_chunks_pass_the_filter(seed: int) -> None:
     tokenizer = random_tokenizer(seed, SMALL)
     action = jnp.array(np.random.default_rng(seed).normal(size=(40, 8)), jnp.float32)
     codes = np.array(encode(tokenizer, action))
@@ -176,21 +178,22 @@ def test_the_same_chunks_give_the_same_tokenizer_and_its_shapes_follow_from_the_
     again = fast.fit(chunks(0), A, H, vocabulary=128, scale=SCALE)
     empty = FastTokenizer(FastConfig(**again.config.__dict__))
     shapes = nnx.eval_shape(lambda: FastTokenizer(again.config))
-    states = [nnx.to_pure_dict(nnx.state(one)) for one in (tokenizer, again, empty, shapes)]
+    models = (tokenizer, again, empty, shapes)
+    states = [nnx.to_pure_dict(nnx.state(model)) for model in models]
     jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
-    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in states]
-    assert again.config == tokenizer.config and kinds[0] == kinds[2] == kinds[3]
+    leaves = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in states]
+    assert again.config == tokenizer.config and leaves[0] == leaves[2] == leaves[3]
     assert jax.tree.leaves(nnx.state(tokenizer, nnx.Param)) == []
 
 
 def test_single_actions() -> None:
-    """Of one step the transform is the number itself."""
+    """For one step the transform is the identity."""
     tokenizer = fast.fit(chunks(0).reshape(-1, A)[:300], A, 1, vocabulary=64, scale=SCALE)
     action = chunks(0).reshape(-1, A)[:300]
     assert np.abs(decode(tokenizer, encode(tokenizer, action)) - action).max() <= 0.0501
 
 
-def test_what_cannot_be_fitted() -> None:
+def test_fits_that_fail_or_are_trivial() -> None:
     with pytest.raises(UserError, match="scale: expected a positive number, found 0"):
         fast.fit(chunks(0), A, H, 128, 0.0)
     with pytest.raises(UserError, match=r"vocabulary: expected more than the \d+ integers.*lower"):

@@ -24,7 +24,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def reference(quantizers: int, codes: int, width: int, codebooks: np.ndarray) -> Any:
-    """ResidualVQ with given codebooks, each code seen once, as its own constructor leaves them."""
+    """ResidualVQ with these codebooks; every code has a count of 1, as after its constructor."""
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("vector_quantize_pytorch")
     module = library.ResidualVQ(
@@ -60,10 +60,10 @@ def test_training_passes_equal_the_reference(quantizers: int) -> None:
     for batch in range(3):
         latents = normal(10 + batch, 64, 8)
         _, indices, losses = module(torch.from_numpy(latents))
-        found = quantizer.quantize(KEY, state, jnp.array(latents), 0.8, 0.0)
-        state = found.state
-        np.testing.assert_array_equal(found.codes, indices.numpy())
-        np.testing.assert_allclose(found.commitment, losses.sum().item(), rtol=1e-5)
+        result = quantizer.quantize(KEY, state, jnp.array(latents), 0.8, 0.0)
+        state = result.state
+        np.testing.assert_array_equal(result.codes, indices.numpy())
+        np.testing.assert_allclose(result.commitment, losses.sum().item(), rtol=1e-5)
         for q, layer in enumerate(module.layers):
             theirs = layer._codebook
             np.testing.assert_allclose(state.counts[q], theirs.cluster_size[0], rtol=1e-5)
@@ -74,7 +74,7 @@ def test_training_passes_equal_the_reference(quantizers: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(seeds)
 def test_decoded_codes_encode_to_themselves(seed: int) -> None:
-    """Where the second codebook is small beside the distances within the first."""
+    """If the second codebook is small compared to the distances within the first."""
     first = 10 * normal(seed, 8, 6)
     gaps = np.linalg.norm(first[:, None] - first[None], axis=-1) + 1e9 * np.eye(8)
     second = normal(seed + 1, 8, 6)
@@ -109,35 +109,35 @@ def test_more_codebooks_are_never_worse_on_the_samples(seed: int) -> None:
 
 
 def test_kmeans_finds_clusters() -> None:
-    centres = 10 * normal(0, 16, 4)
-    samples = np.repeat(centres, 20, axis=0) + 0.01 * normal(1, 320, 4)
-    found, counts = quantizer.kmeans(KEY, jnp.array(samples), 16, 10)
-    order = quantizer.nearest(jnp.array(centres), found)
-    np.testing.assert_allclose(found[order], centres, atol=0.02)
+    expected = 10 * normal(0, 16, 4)
+    samples = np.repeat(expected, 20, axis=0) + 0.01 * normal(1, 320, 4)
+    centres, counts = quantizer.kmeans(KEY, jnp.array(samples), 16, 10)
+    order = quantizer.nearest(jnp.array(expected), centres)
+    np.testing.assert_allclose(centres[order], expected, atol=0.02)
     np.testing.assert_array_equal(counts, np.full(16, 20))
 
 
 def test_kmeans_of_fewer_samples_than_codes() -> None:
     samples = jnp.array(normal(0, 5, 3))
-    found, counts = quantizer.kmeans(KEY, samples, 8, 3)
-    assert np.isfinite(found).all() and counts.sum() == 5
-    np.testing.assert_allclose(found[quantizer.nearest(samples, found)], samples, atol=1e-6)
+    centres, counts = quantizer.kmeans(KEY, samples, 8, 3)
+    assert np.isfinite(centres).all() and counts.sum() == 5
+    np.testing.assert_allclose(centres[quantizer.nearest(samples, centres)], samples, atol=1e-6)
 
 
 def test_a_dead_code_is_revived_where_the_error_is_largest() -> None:
-    """With fresh statistics, so that the next update leaves it where it is."""
+    """Its statistics are reset, so that the next update does not move it back."""
     codes = jnp.array([[[0.0, 0.0], [1.0, 0.0], [500.0, 0.0]]])
     counts = jnp.array([[10.0, 10.0, 1e-4]])
     state = Codebooks(codes, counts, codes * counts[..., None])
     far = np.array([[0, 50]], np.float32)
     latents = jnp.array(np.concatenate([np.tile([[0, 0], [1, 0]], (10, 1)), np.tile(far, (5, 1))]))
-    found = quantizer.quantize(KEY, state, latents, 0.99, 0.1)
-    np.testing.assert_allclose(found.state.codes[0, 2], far[0])
-    assert found.state.counts[0, 2] == pytest.approx(20 / 3, rel=0.1)
-    after = quantizer.quantize(KEY, found.state, latents, 0.99, 0.1)
+    revived = quantizer.quantize(KEY, state, latents, 0.99, 0.1)
+    np.testing.assert_allclose(revived.state.codes[0, 2], far[0])
+    assert revived.state.counts[0, 2] == pytest.approx(20 / 3, rel=0.1)
+    after = quantizer.quantize(KEY, revived.state, latents, 0.99, 0.1)
     np.testing.assert_allclose(after.state.codes[0, 2], far[0], rtol=1e-3)
     assert set(np.unique(after.codes)) == {0, 1, 2}
-    kept = quantizer.quantize(KEY, state, latents, 0.99, 0.0).state  # 0 leaves it dead
+    kept = quantizer.quantize(KEY, state, latents, 0.99, 0.0).state  # 0: no revival
     np.testing.assert_allclose(kept.codes[0, 2, 0], 500, rtol=0.1)
 
 
@@ -154,15 +154,15 @@ def test_gradient_passes_straight_through_to_the_encoder_only() -> None:
 
 
 def test_statistics_are_global_over_a_mesh() -> None:
-    """Whatever the number of devices there are."""
+    """For any number of devices."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     codebooks, latents = jnp.array(normal(0, 2, 8, 4)), normal(1, 8 * len(jax.devices()), 4)
     state = Codebooks(codebooks, jnp.ones((2, 8)), codebooks)
     sharded = jax.device_put(latents, NamedSharding(mesh, PartitionSpec("data")))
     quantize = jax.jit(quantizer.quantize, static_argnums=(3, 4))
-    one = quantize(KEY, state, jnp.array(latents), 0.9, 0.1)
-    many = quantize(KEY, state, sharded, 0.9, 0.1)
-    np.testing.assert_allclose(one.state.sums, many.state.sums, rtol=1e-6)
+    on_one = quantize(KEY, state, jnp.array(latents), 0.9, 0.1)
+    on_all = quantize(KEY, state, sharded, 0.9, 0.1)
+    np.testing.assert_allclose(on_one.state.sums, on_all.state.sums, rtol=1e-6)
 
 
 def test_usage() -> None:

@@ -19,47 +19,51 @@ METADATA = dataclasses.asdict(envs.spec("metaworld"))
 
 def test_precision_is_in_physical_units(model: ActionTokenizer) -> None:
     stats, actions = statistics(bound=0.5), some_actions() / 2
-    found = report.precision(model, stats, METADATA, actions)
+    precision = report.measure_precision(model, stats, METADATA, actions)
     decoded = model.decode(model.encode(2 * actions)) / 2
     scale = np.array([0.01, 0.01, 0.01, 1])
     error = np.abs(np.clip(decoded, -1, 1) - actions) * scale
-    assert [(row["name"], row["unit"]) for row in found.rows][:1] == [("dx", "m")]
-    for d, row in enumerate(found.rows):
+    assert [(row["name"], row["unit"]) for row in precision.rows][:1] == [("dx", "m")]
+    for d, row in enumerate(precision.rows):
         assert row["rmse"] == pytest.approx(np.sqrt(np.mean(error[:, d] ** 2)), rel=1e-3)
         assert row["max"] == pytest.approx(error[:, d].max(), rel=1e-3)
         assert row["mean_abs"] <= row["p95"] <= row["max"]
-    assert found.mse == pytest.approx(float(np.mean((2 * decoded - 2 * actions) ** 2)), rel=1e-3)
+    assert precision.mse == pytest.approx(
+        float(np.mean((2 * decoded - 2 * actions) ** 2)), rel=1e-3
+    )
     scores = report.score(model, stats, METADATA, actions)
-    assert scores["rmse_dx_m"] == found.rows[0]["rmse"] and 0 < scores["use_1"] <= 1
+    assert scores["rmse_dx_m"] == precision.rows[0]["rmse"] and 0 < scores["use_1"] <= 1
 
 
 def test_precision_of_chunks_is_of_their_actions() -> None:
-    """FAST counts the tokens that are a choice, as one codebook."""
+    """FAST counts as one codebook, without padding."""
     stats, chunks = statistics(bound=0.5), some_actions().reshape(50, 16) / 2
     model = fast.fit(2 * chunks, 4, 4, 64, 10.0)
-    found = report.precision(model, stats, METADATA, chunks)
+    precision = report.measure_precision(model, stats, METADATA, chunks)
     codes = model.encode(2 * chunks)
     decoded = np.clip(model.decode(codes), -1, 1) / 2
     error = np.abs(decoded - chunks).reshape(200, 4) * np.array([0.01, 0.01, 0.01, 1])
-    assert [row["name"] for row in found.rows] == list(METADATA["action_names"])
-    for d, row in enumerate(found.rows):
+    assert [row["name"] for row in precision.rows] == list(METADATA["action_names"])
+    for d, row in enumerate(precision.rows):
         assert row["rmse"] == pytest.approx(np.sqrt(np.mean(error[:, d] ** 2)), rel=1e-3)
-    assert found.mse == pytest.approx(1 / 12 / 10**2, rel=0.05)  # of rounding to tenths
-    assert found.action.shape == found.decoded.shape == (200, 4)
+    assert precision.mse == pytest.approx(
+        1 / 12 / 10**2, rel=0.05
+    )  # the variance of rounding to tenths
+    assert precision.action.shape == precision.decoded.shape == (200, 4)
     full = np.array(model.lengths[...])[codes].sum(-1) == 16
     ends = np.array((codes == END).any(-1)) & ~full
-    assert found.tokens == pytest.approx(np.mean((np.array(codes) != END).sum(-1) + ends))
-    assert len(found.codebooks) == 1 and 1 < found.codebooks[0]["perplexity"] < 64
-    assert f"{found.tokens:.1f} tokens for 4 actions" in report.as_table(found)
+    assert precision.tokens == pytest.approx(np.mean((np.array(codes) != END).sum(-1) + ends))
+    assert len(precision.codebooks) == 1 and 1 < precision.codebooks[0]["perplexity"] < 64
+    assert f"{precision.tokens:.1f} tokens for 4 actions" in report.as_table(precision)
 
 
 def test_files_of_the_report(model: ActionTokenizer, tmp_path: Path) -> None:
-    found = report.precision(model, statistics(), METADATA, some_actions())
-    report.write_precision(found, tmp_path / "report")
+    precision = report.measure_precision(model, statistics(), METADATA, some_actions())
+    report.write_precision(precision, tmp_path / "report")
     assert sorted(file.name for file in (tmp_path / "report").iterdir()) == [
         "precision.csv", "precision.json", "precision.png"]  # fmt: skip
-    assert json.loads((tmp_path / "report/precision.json").read_text())["mse"] == found.mse
+    assert json.loads((tmp_path / "report/precision.json").read_text())["mse"] == precision.mse
     with (tmp_path / "report/precision.csv").open() as file:
         names = tuple(row["name"] for row in csv.DictReader(file))
     assert names == METADATA["action_names"]
-    assert "gripper" in report.as_table(found)
+    assert "gripper" in report.as_table(precision)

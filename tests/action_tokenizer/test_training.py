@@ -1,4 +1,4 @@
-"""The tokenizer and its training, small."""
+"""The autoencoder and its training, at small sizes."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_shapes_dtypes_and_kinds_of_variables() -> None:
     assert "codebooks" not in nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def test_an_action_of_another_dimension() -> None:
+def test_an_action_of_another_dimension_is_refused() -> None:
     with pytest.raises(AssertionError):
         ActionTokenizer(CONFIG, rngs=nnx.Rngs(0)).encode(jnp.zeros((4, 7)))
 
@@ -61,14 +61,14 @@ def test_training_lowers_the_error_and_two_codebooks_beat_one() -> None:
 
 
 def test_the_same_seed_gives_the_same_tokenizer() -> None:
-    one, two = (nnx.to_pure_dict(nnx.state(trained(50)[0])) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+    first, second = (nnx.to_pure_dict(nnx.state(trained(50)[0])) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_reconstruction_does_not_depend_on_how_many_are_done_together() -> None:
+def test_reconstruction_does_not_depend_on_the_batch_size() -> None:
     model, _ = trained(50)
     whole, codes = training.reconstruct(model, actions())
-    parts, codes_of_parts = training.reconstruct(model, actions(), together=64)
+    parts, codes_of_parts = training.reconstruct(model, actions(), batch_size=64)
     np.testing.assert_array_equal(codes, codes_of_parts)
     np.testing.assert_allclose(whole, parts, atol=1e-6)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllm_act.adapters import Language
+from mllm_act.adapters.language import Language
 from mllm_act.normalization import Moments, Statistics
 
 V, D = 12, 6  # vocabulary, width

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.adapters import Adapter, Regression, Uniform, VectorQuantized
+from mllm_act.adapters import adapter_class
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
+from mllm_act.adapters.base import Adapter, RunFacts, Vocabulary
 from mllm_act.adapters.token_filter import filtered_log_softmax
 from mllm_act.normalization import Moments, Statistics
 
@@ -43,12 +44,11 @@ def tokenizer(quantizers: int) -> ActionTokenizer:
 
 
 def make(name: str) -> Adapter:
-    rngs = nnx.Rngs(1)
-    if name == "regression":
-        return Regression(STATISTICS, D, P, 32, rngs)
-    if name == "uniform":
-        return Uniform(STATISTICS, D, FIRST, 512, rngs)
-    return VectorQuantized(STATISTICS, D, FIRST, tokenizer({"vq": 1, "rvq": 2}[name]), rngs)
+    kind = adapter_class(name)
+    sizes = tokenizer({"vq": 1, "rvq": 2}[name]).config if kind.needs_tokenizer else None
+    settings = {"hidden": 32} if name == "regression" else {}
+    config = kind.configure(settings, RunFacts((), sizes, ""))
+    return kind.make(config, STATISTICS, Vocabulary(FIRST + 512, D, FIRST), nnx.Rngs(1))
 
 
 @pytest.fixture(params=["regression", "uniform", "vq", "rvq"])

@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_act.adapters import Categorical
+from mllm_act.adapters.categorical import Categorical
 from mllm_act.errors import UserError
 from tests.adapters.discrete import D, moments, statistics
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.action_tokenizer.fast import FastConfig
-from mllm_act.adapters import Fast
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
+from mllm_act.adapters.base import Vocabulary
+from mllm_act.adapters.fast import Fast
 from mllm_act.normalization import Statistics
 from tests.action_tokenizer.tables import random_tokenizer
 from tests.adapters.discrete import D, extend, moments, teacher_forced
@@ -37,7 +38,12 @@ ALL = FIRST + jnp.array(list(itertools.product(range(6), repeat=3)))[:, None]  #
 
 
 def make(seed: int = 0, width: int = D, first: int = FIRST) -> Fast:
-    return Fast(STATISTICS, width, first, random_tokenizer(seed, CONFIG), nnx.Rngs(1))
+    return Fast(
+        STATISTICS,
+        Vocabulary(first + CONFIG.codes, width, first),
+        random_tokenizer(seed, CONFIG),
+        nnx.Rngs(1),
+    )
 
 
 def actions(seed: int, *shape: int) -> jax.Array:

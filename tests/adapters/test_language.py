@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from mllm_act.adapters import Language, action_words
-from mllm_act.adapters.language import digit_sequences
+from mllm_act.adapters import action_words
+from mllm_act.adapters.action_words import digit_sequences
+from mllm_act.adapters.language import Language
 from mllm_act.errors import UserError
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.mllm import MLLM
@@ -31,7 +32,7 @@ END = 31
 
 
 def tokenizer_json() -> str:
-    return prompt.train_tokenizer([TEMPLATE, "go to the red ball", "pick up the key"], 320)
+    return prompt.train_text_tokenizer([TEMPLATE, "go to the red ball", "pick up the key"], 320)
 
 
 def lent(adapter: Language, mllm: MLLM) -> Language:

@@ -1,4 +1,4 @@
-"""The data benchmark runs on a real dataset and ends with one JSON line."""
+"""The data benchmark runs on a real dataset and prints one JSON line at the end."""
 
 import json
 from pathlib import Path

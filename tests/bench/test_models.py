@@ -9,6 +9,7 @@ from flax import nnx
 
 from mllm_act.bench import act, flops, synthetic, train
 from mllm_act.models import presets
+from mllm_act.models.bridge.bridge import part_config
 from mllm_act.models.mllm import MLLM
 
 SMALL = ["--preset=tiny", "--context=1", "--prompt_tokens=7", "--steps=1", "--batch_size=1"]
@@ -37,7 +38,9 @@ def test_the_formula_agrees_with_xlas_count(bridge: tuple[str, ...]) -> None:
     config = dataclasses.replace(
         config,
         vision=dataclasses.replace(config.vision, layers=1),
-        perceiver=dataclasses.replace(config.perceiver, layers=1),
+        sizes=(
+            ("perceiver", dataclasses.replace(part_config("perceiver", config.sizes), layers=1)),
+        ),
         language=dataclasses.replace(config.language, layers=1),
     )
     graph, state = nnx.split(nnx.eval_shape(lambda: MLLM(config, nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""The PyTorch side of the comparison runs, on any machine, at small sizes."""
+"""The PyTorch benchmark runs on any machine at small sizes, and counts FLOP as we do."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def test_cases_run_one_after_the_other() -> None:
     lines = {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(lines) == cases
     assert all(line["step_ms"] > 0 and line["tiny"] for line in lines.values())
-    # LoRA's factors come and go with their case: on q, k, v; on all matrices; none when acting.
+    # LoRA's factors are those of the case: on q, k, v; on all matrices; none when acting.
     assert lines["act_12"]["trained_parameters"] == 0
     perceiver = 4 * 32 + 2 * (4 * 32 * 32 + 2 * 4 * 32 * 32 + 6 * 32) + 2 * 32 + 32 * 64
     rows = 2 * 512 * 64

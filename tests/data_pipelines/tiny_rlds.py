@@ -1,4 +1,4 @@
-"""Writes small, real TFDS datasets of the project's layout, with pictures of noise."""
+"""Writes small, real TFDS datasets of the project's layout, with random images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ METADATA = {
 
 
 def metadata(action_dim: int) -> dict[str, Any]:
-    """What an environment of so many actions says of them; ``METADATA`` for its 4."""
+    """Returns the metadata of an environment with ``action_dim`` actions."""
     if action_dim == 4:
         return METADATA
     return {
@@ -63,7 +63,7 @@ def features(action_dim: int = 4, size: int = 16) -> tfds.features.FeaturesDict:
 
 
 def episode(index: int, length: int, action_dim: int = 4, size: int = 16) -> dict[str, Any]:
-    """Proprioception is (episode, step, noise), so that a test can tell where a step came from."""
+    """Returns an episode whose proprioception is (episode, step, noise), so that tests can identify each step."""
     rng = np.random.default_rng(index)
     return {
         "steps": [
@@ -99,7 +99,7 @@ def write(
     action_dim: int = 4,
     size: int = 16,
 ) -> Path:
-    """Writes ``{split: [[episode, ...] a file, ...]}`` as TFDS does."""
+    """Writes ``{split: [episodes of a file, ...]}`` as TFDS does."""
     directory.mkdir(parents=True, exist_ok=True)
     layout = features(action_dim, size)
     serializer = example_serializer.ExampleSerializer(layout.get_serialized_info())
@@ -109,8 +109,8 @@ def write(
         for number, episodes in enumerate(files):
             name = f"tiny-{split}.tfrecord-{number:05d}-of-{len(files):05d}"
             with tf.io.TFRecordWriter(str(directory / name)) as writer:
-                for one in episodes:
-                    record = serializer.serialize_example(layout.encode_example(one))
+                for example in episodes:
+                    record = serializer.serialize_example(layout.encode_example(example))
                     writer.write(record)
                     num_bytes += len(record)
         template = tfds.core.ShardedFileTemplate(
@@ -136,8 +136,10 @@ def write(
 def write_lengths(
     directory: Path, lengths: Sequence[Sequence[int]], size: int = 16, action_dim: int = 4
 ) -> Path:
-    """Writes a ``train`` split of episodes of these lengths (a list a file), and a ``val``."""
+    """Writes a ``train`` split with one file per list of episode lengths, and a ``val`` split of one episode."""
     index = iter(range(10_000))
-    files = [[episode(next(index), n, action_dim, size) for n in of_file] for of_file in lengths]
+    files = [
+        [episode(next(index), length, action_dim, size) for length in file] for file in lengths
+    ]
     val = [[episode(next(index), 5, action_dim, size)]]
     return write(directory, {"train": files, "val": val}, action_dim, size)

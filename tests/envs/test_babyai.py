@@ -1,4 +1,4 @@
-"""BabyAI in the real simulator: what is drawn, what is said, and minigrid's bot."""
+"""BabyAI in the real simulator: images, instructions and minigrid's bot."""
 
 import contextlib
 import io
@@ -16,6 +16,8 @@ from mllm_act.envs.babyai.expert import Expert
 from mllm_act.envs.base import ExpertFailed, choice, metadata
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 SPEC = envs.spec("babyai")
 FAMILIES = envs.select_tasks("babyai", "all")
@@ -80,17 +82,17 @@ def test_an_episode_depends_on_its_job_and_actions_only(
     env, blind = make(render=True), make()
     env.reset("goto", 3, 1)
     demonstrate(env, task, configuration, seed + 1)
-    seen = [env.reset(task, configuration, seed)]
-    unseen = [blind.reset(task, configuration, seed)]
-    again = [make(render=True).reset(task, configuration, seed)]
-    assert seen[0]["instruction"] == unseen[0]["instruction"] == again[0]["instruction"]
-    np.testing.assert_array_equal(seen[0]["images"]["top"], again[0]["images"]["top"])
+    observation = env.reset(task, configuration, seed)
+    unrendered = blind.reset(task, configuration, seed)
+    again = make(render=True).reset(task, configuration, seed)
+    assert observation["instruction"] == unrendered["instruction"] == again["instruction"]
+    np.testing.assert_array_equal(observation["images"]["top"], again["images"]["top"])
     for _ in range(3):
         action = env.expert_action()
         np.testing.assert_array_equal(action, blind.expert_action())
-        one, other = env.step(action), blind.step(action)
-        assert one[1:] == other[1:] and other[0]["images"] == {}
-        if one[2]:
+        rendered, blind_step = env.step(action), blind.step(action)
+        assert rendered[1:] == blind_step[1:] and blind_step[0]["images"] == {}
+        if rendered[2]:
             break
 
 
@@ -106,12 +108,12 @@ def test_no_demonstration_shows_an_episode_of_the_evaluation(task: str) -> None:
     assert len(train) == 3000 and len(test) == 600 and not train & test
     env = make(render=True)
 
-    def pictures(configurations: range) -> set[bytes]:
+    def images(configurations: range) -> set[bytes]:
         return {env.reset(task, c, 0)["images"]["top"].tobytes() for c in configurations}
 
-    train_pictures, test_pictures = pictures(range(0, 60)), pictures(range(1000, 1030))
-    assert len(train_pictures) == 60 and len(test_pictures) == 30
-    assert not train_pictures & test_pictures
+    train_images, test_images = images(range(0, 60)), images(range(1000, 1030))
+    assert len(train_images) == 60 and len(test_images) == 30
+    assert not train_images & test_images
 
 
 @pytest.mark.parametrize("task", FAMILIES)
@@ -131,8 +133,8 @@ def test_the_synonyms_are_the_test_episodes_in_other_words(task: str) -> None:
 
 
 def test_a_synonym_replaces_whole_words_only() -> None:
-    found = levels.with_synonyms("pick up a red key, then go to the grey box")
-    assert found == "pick up a vermilion chair, then go to the silver car"
+    reworded = levels.with_synonyms("pick up a red key, then go to the grey box")
+    assert reworded == "pick up a vermilion chair, then go to the silver car"
     assert levels.with_synonyms("open the door") == "open the door"
     assert levels.with_synonyms("a keyring, bluer") == "a keyring, bluer"
 
@@ -149,12 +151,12 @@ HELD_OUT = ("yellow box", "red key", "green ball", "red door", "grey door")
 
 
 @pytest.mark.parametrize("task", FAMILIES)
-def test_missions_are_worded_as_their_family_and_never_name_what_is_held_out(task: str) -> None:
+def test_missions_have_the_wording_of_their_family_and_name_no_held_out_object(task: str) -> None:
     env = make()
     said = {str(env.reset(task, c, 0)["instruction"]) for c in range(300)}
     pattern = PATTERNS[task].replace("THING", r"\w+ (key|ball|box)")
-    assert all(re.fullmatch(pattern, one) for one in said)
-    assert not [one for one in said for thing in HELD_OUT if thing in one]
+    assert all(re.fullmatch(pattern, mission) for mission in said)
+    assert not [mission for mission in said for thing in HELD_OUT if thing in mission]
     things = re.findall(r"(\w+ (?:key|ball|box))", " ".join(said))
     assert task == "open" or len(set(things)) == 15  # 6 colours x 3 kinds, less 3
     if task == "open":
@@ -162,11 +164,11 @@ def test_missions_are_worded_as_their_family_and_never_name_what_is_held_out(tas
             f"open the {color} door" for color in ("yellow", "green", "blue", "purple")
         }
     if task == "pickup-goto":
-        assert 0.3 < np.mean(["after" in one for one in said]) < 0.7
+        assert 0.3 < np.mean(["after" in mission for mission in said]) < 0.7
 
 
 @pytest.mark.parametrize("task", FAMILIES)
-def test_the_room_is_furnished_as_the_paper_says(task: str) -> None:
+def test_the_room_has_the_objects_of_the_paper(task: str) -> None:
     level = levels.Level(task, SPEC.horizon)
     for seed in range(20):
         level.start(seed)
@@ -188,7 +190,7 @@ def cell(image: np.ndarray, x: int, y: int) -> np.ndarray:
     return image[25 * y : 25 * y + 25, 25 * x : 25 * x + 25].astype(int)
 
 
-def test_the_picture_is_upright_with_the_agent_where_it_is() -> None:
+def test_the_image_is_upright_and_shows_the_agent_at_its_cell() -> None:
     env = make(render=True)
     image = env.reset("goto", 0, 0)["images"]["top"]
     assert (image[2:23, 2:-2] == 100).all() and (image[2:-2, -23:-2] == 100).all()  # walls
@@ -212,12 +214,12 @@ def test_the_picture_is_upright_with_the_agent_where_it_is() -> None:
         image = observation["images"]["top"]
 
 
-def test_the_locked_door_is_in_a_wall_of_the_picture() -> None:
+def test_the_locked_door_is_in_a_wall_of_the_image() -> None:
     env = make(render=True)
     for seed in range(6):
         image = env.reset("open", 1000, seed)["images"]["top"].astype(int)
         walls = [cell(image, x, y) for x in (0, 7) for y in range(1, 7)]
-        doors = [one for one in walls if np.ptp(one.mean((0, 1))) > 20]
+        doors = [wall for wall in walls if np.ptp(wall.mean((0, 1))) > 20]
         assert len(doors) == 1  # the only one with a colour
         assert (abs(image[2:23, 2:-2] - 100) == 0).all()
 
@@ -235,7 +237,7 @@ def test_reward_and_success_come_with_the_end_of_the_mission() -> None:
 
 
 def test_the_expert_takes_over_from_another_policy() -> None:
-    # It is first asked after actions of another; these cannot spoil the mission.
+    # It is first asked after other actions, none of which can make the mission impossible.
     for task in FAMILIES:
         env = make()
         env.reset(task, 7, 0)
@@ -251,13 +253,13 @@ def test_the_expert_takes_over_from_another_policy() -> None:
         assert success, task
 
 
-def test_the_expert_gives_up_where_its_box_was_destroyed() -> None:
+def test_the_expert_gives_up_if_its_box_was_destroyed() -> None:
     for configuration in range(60):
         env = make()
         said = str(env.reset("pickup", configuration, 0)["instruction"])
         if said.endswith("box"):
             break
-    # It walks up to the box; then somebody opens the box, which makes it vanish.
+    # It walks to the box, which is then opened and so disappears.
     while (action := env.expert_action()) != PICK:
         env.step(action)
     env.step(TOGGLE)
@@ -268,12 +270,12 @@ def test_the_expert_gives_up_where_its_box_was_destroyed() -> None:
     env.expert_action()  # of the next episode
 
 
-def test_an_expert_that_plans_for_ever_is_stopped() -> None:
+def test_an_expert_that_plans_endlessly_is_stopped() -> None:
     from minigrid.envs.babyai.unlock import UnlockToUnlock
 
     level = UnlockToUnlock()
     with contextlib.redirect_stdout(io.StringIO()):
-        level.reset(seed=4)  # one of those that minigrid's bot never comes back from
+        level.reset(seed=4)  # minigrid's bot never returns from this one
     expert, taken = Expert(level, 6), []
     with pytest.raises(ExpertFailed, match="no action after 500 rounds of planning"):
         while len(taken) < 100:
@@ -308,23 +310,23 @@ def test_bad_input_is_named() -> None:
         env.step(LEFT)
 
 
-def test_a_pool_plays_a_split_and_tells_each_episode_its_own_sentence() -> None:
+def test_a_pool_plays_a_split_with_the_instruction_of_every_episode() -> None:
     episodes = play.episodes("babyai", "goto,open", "synonyms", seed=2)
     assert len(episodes) == 400
     todo = [*episodes[:4], *episodes[200:203]]
-    told: dict[Job, str] = {}
+    instructions: dict[Job, str] = {}
     with EnvPool("babyai", 3, 2, render=False) as pool:
 
         def decide(
-            playing: dict[int, play.Episode], fresh: list[int], seen: envs.EnvObservation
+            playing: dict[int, play.Episode], started: list[int], latest: envs.EnvObservation
         ) -> np.ndarray:
             for slot, episode in playing.items():
-                text = seen["instruction"][slot]
-                assert isinstance(text, str) and told.setdefault(episode.job, text) == text
+                text = latest["instruction"][slot]
+                assert isinstance(text, str) and instructions.setdefault(episode.job, text) == text
             return pool.expert_actions(sorted(playing))
 
         played = list(play.play(pool, todo, SPEC.horizon, decide, "test"))
     assert all(episode.success for episode in played)
-    assert told == {episode.job: sentence(*episode.job) for episode in todo}
+    assert instructions == {episode.job: sentence(*episode.job) for episode in todo}
     assert all(set(text.split()) & set(levels.SYNONYMS.values()) for text in
-               [told[episode.job] for episode in todo[:4]])  # fmt: skip
+               [instructions[episode.job] for episode in todo[:4]])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Environments by name: tasks, groups, and what is imported."""
+"""Environments by name: tasks, groups, actions and imports."""
 
 import subprocess
 import sys
@@ -15,22 +15,22 @@ from mllm_act.errors import UserError
 SPEC = envs.spec("metaworld")
 
 
-def test_task_names_and_groups_are_chosen_in_order_and_once() -> None:
-    chosen = envs.select_tasks("metaworld", "reach-v3, ml5,reach-v3,door-lock-v3")
-    assert chosen[0] == "reach-v3"
-    assert set(chosen[1:]) == set(envs.select_tasks("metaworld", "ml5"))
+def test_task_and_group_names_are_expanded_in_order_without_duplicates() -> None:
+    selected = envs.select_tasks("metaworld", "reach-v3, ml5,reach-v3,door-lock-v3")
+    assert selected[0] == "reach-v3"
+    assert set(selected[1:]) == set(envs.select_tasks("metaworld", "ml5"))
     assert len(envs.select_tasks("metaworld", "ml45,ml5")) == 50
 
 
 @pytest.mark.parametrize(
     ("tasks", "hint"), [("raech-v3", "'reach-v3'"), ("ml-45", "'ml45'"), (" ,", "no task named")]
 )
-def test_a_task_that_does_not_exist_is_an_error_with_the_nearest(tasks: str, hint: str) -> None:
+def test_the_error_of_an_unknown_task_suggests_the_nearest(tasks: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         envs.select_tasks("metaworld", tasks)
 
 
-def test_an_environment_that_does_not_exist_is_an_error_with_the_nearest() -> None:
+def test_the_error_of_an_unknown_environment_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="'metaworld'"):
         envs.make("meta-world")
 
@@ -41,11 +41,11 @@ def test_the_splits_are_disjoint_and_cover_the_configurations() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
-def test_any_finite_action_becomes_a_legal_one(action: list[float]) -> None:
-    legal = check_action(SPEC, np.array(action), "here")
-    assert legal.dtype == np.float32
-    assert (legal >= SPEC.action_low).all() and (legal <= SPEC.action_high).all()
-    np.testing.assert_array_equal(check_action(SPEC, legal, "here"), legal)
+def test_any_finite_action_is_clipped_to_the_bounds(action: list[float]) -> None:
+    clipped = check_action(SPEC, np.array(action), "here")
+    assert clipped.dtype == np.float32
+    assert (clipped >= SPEC.action_low).all() and (clipped <= SPEC.action_high).all()
+    np.testing.assert_array_equal(check_action(SPEC, clipped, "here"), clipped)
 
 
 @given(st.integers(0, 3), st.sampled_from([np.nan, np.inf, -np.inf]))

@@ -14,11 +14,13 @@ from mllm_act.envs.metaworld.tasks import TEST, TRAIN
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SPEC = envs.spec("metaworld")
 
 
 class OneEnv:
-    """An `Env` in a process of its own: this one may have imported TensorFlow for other tests."""
+    """An `Env` in its own process, because other tests may have imported TensorFlow into this one."""
 
     def __init__(self) -> None:
         self.pool = EnvPool("metaworld", num_envs=1, num_workers=1)
@@ -47,7 +49,7 @@ def env() -> Iterator[OneEnv]:
     env.pool.close()
 
 
-def picture(observation: EnvObservation) -> np.ndarray:
+def corner4(observation: EnvObservation) -> np.ndarray:
     return observation["images"]["corner4"].astype(int)
 
 
@@ -70,8 +72,8 @@ def test_observations_are_as_the_spec_says(env: OneEnv) -> None:
     assert observation["instruction"] == envs.instructions("metaworld")["reach-v3"]
 
 
-def test_the_picture_is_upright_and_not_mirrored(env: OneEnv) -> None:
-    image = picture(env.reset("reach-v3", 0, 0))
+def test_the_image_is_upright_and_not_mirrored(env: OneEnv) -> None:
+    image = corner4(env.reset("reach-v3", 0, 0))
     sky = (abs(image - np.array([128, 124, 122])).max(-1) < 12).mean(1)
     assert sky[0] > 0.8 and sky[-1] < 0.1
     # The camera stands at the robot's right and looks at the table: the red arm is at the left.
@@ -79,8 +81,8 @@ def test_the_picture_is_upright_and_not_mirrored(env: OneEnv) -> None:
     assert red[:, :100].sum() > 3 * red[:, 100:].sum()
 
 
-def test_a_goal_that_metaworld_would_not_draw_is_in_the_picture(env: OneEnv) -> None:
-    image = picture(env.reset("pick-out-of-hole-v3", 2, 0))
+def test_a_goal_that_metaworld_would_not_draw_is_in_the_image(env: OneEnv) -> None:
+    image = corner4(env.reset("pick-out-of-hole-v3", 2, 0))
     blue = (image[..., 2] > 100) & (image[..., :2].max(-1) < 60)
     assert blue.sum() > 5
 
@@ -106,20 +108,20 @@ def play(
 
 def test_an_episode_depends_on_its_job_and_actions_only(env: OneEnv) -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (10, 4))
-    seen = play(env, "drawer-close-v3", actions)
+    first_play = play(env, "drawer-close-v3", actions)
     play(env, "coffee-push-v3", actions)
     env.reset("drawer-close-v3", 4, 0)
     again = play(env, "drawer-close-v3", actions)
-    np.testing.assert_array_equal(picture(seen[-1][0]), picture(again[-1][0]))
-    assert [step[1:] for step in seen] == [step[1:] for step in again]
-    # Drawing, which moves the goal markers, has no part in the physics.
+    np.testing.assert_array_equal(corner4(first_play[-1][0]), corner4(again[-1][0]))
+    assert [step[1:] for step in first_play] == [step[1:] for step in again]
+    # Rendering, which moves the goal markers, does not affect the physics.
     blind = envs.make("metaworld", render=False)
-    unseen = play(blind, "drawer-close-v3", actions)
+    blind_play = play(blind, "drawer-close-v3", actions)
     blind.close()
-    assert unseen[-1][0]["images"] == {}
-    for one, other in zip(seen, unseen, strict=True):
-        assert one[1] == np.float32(other[1])
-        np.testing.assert_array_equal(one[0]["proprio"], other[0]["proprio"])
+    assert blind_play[-1][0]["images"] == {}
+    for step, blind_step in zip(first_play, blind_play, strict=True):
+        assert step[1] == np.float32(blind_step[1])
+        np.testing.assert_array_equal(step[0]["proprio"], blind_step[0]["proprio"])
 
 
 def test_an_action_of_one_moves_the_hand_by_its_scale_a_step(env: OneEnv) -> None:

@@ -1,4 +1,4 @@
-"""Simulators in worker processes: order, determinism, and what happens when one dies."""
+"""Simulators in worker processes: order, determinism, and workers that die."""
 
 import os
 import signal
@@ -15,28 +15,31 @@ from mllm_act.envs.processes import Worker
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 JOBS = [Job("reach-v3", 40, 0), Job("drawer-close-v3", 41, 0), Job("reach-v3", 42, 0)]
 
 
 def episode(num_workers: int) -> list[np.ndarray]:
-    """Ten expert steps of all, then five of slots 2 and 0 only."""
+    """Ten expert steps of all slots, then five of slots 2 and 0 only."""
     with EnvPool("metaworld", 3, num_workers) as pool:
-        seen = [pool.reset(range(3), JOBS)]
+        observations = [pool.reset(range(3), JOBS)]
         rewards = []
         for slots in [[0, 1, 2]] * 10 + [[2, 0]] * 5:
             observation, reward, _ = pool.step(pool.expert_actions(slots), slots)
-            seen.append(observation)
+            observations.append(observation)
             rewards.append(reward)
-    assert seen[-1]["images"]["corner4"].shape == (2, 200, 200, 3)
-    return [seen[0]["images"]["corner4"], seen[-1]["images"]["corner4"], np.concatenate(rewards)]
+    first, last = (observations[i]["images"]["corner4"] for i in (0, -1))
+    assert last.shape == (2, 200, 200, 3)
+    return [first, last, np.concatenate(rewards)]
 
 
 def test_results_do_not_depend_on_the_number_of_workers() -> None:
-    for one, other in zip(episode(1), episode(2), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for by_one, by_two in zip(episode(1), episode(2), strict=True):
+        np.testing.assert_array_equal(by_one, by_two)
 
 
-def test_slots_are_the_single_environments_in_order() -> None:
+def test_slots_equal_single_environments_in_order() -> None:
     env = envs.make("metaworld", render=False)
     with EnvPool("metaworld", 3, 2, render=False) as pool:
         together = pool.reset([2, 0, 1], [JOBS[2], JOBS[0], JOBS[1]])
@@ -52,7 +55,7 @@ def test_slots_are_the_single_environments_in_order() -> None:
             assert rewards[slot] == np.float32(reward)
 
 
-def test_an_error_in_a_worker_is_the_callers_and_the_pool_goes_on() -> None:
+def test_an_error_in_a_worker_is_raised_to_the_caller_and_the_pool_stays_usable() -> None:
     with EnvPool("metaworld", 2, 2, render=False) as pool:
         with pytest.raises(UserError, match="'reach-v3'"):
             pool.reset([0, 1], [JOBS[0], Job("raech-v3", 0, 0)])
@@ -61,16 +64,18 @@ def test_an_error_in_a_worker_is_the_callers_and_the_pool_goes_on() -> None:
             pool.step(np.full((2, 4), [[0], [np.nan]]))
 
 
-def test_a_worker_that_dies_is_named_with_its_task_and_configuration() -> None:
+def test_the_error_of_a_dead_worker_names_its_task_and_configuration() -> None:
     with EnvPool("metaworld", 2, 2, render=False) as pool:
         pool.reset([0, 1], JOBS[:2])
         os.kill(pool._workers[1].pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="SIGKILL at: step of drawer-close-v3 configuration 41"):
+        with pytest.raises(
+            UserError, match="SIGKILL during: step of drawer-close-v3 configuration 41"
+        ):
             for _ in range(100):
                 pool.step(np.zeros((2, 4)))
 
 
-def test_a_factory_that_fails_answers_every_request_with_its_reason() -> None:
+def test_after_a_failed_factory_every_request_is_answered_with_its_error() -> None:
     worker = Worker("mllm_act.envs:make", name="meta-world")
     for _ in range(2):
         worker.send("anything")

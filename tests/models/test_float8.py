@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.models import float8
-from mllm_act.models.acting import prepare
+from mllm_act.models.acting.prepare import for_acting
 from mllm_act.models.language import PROJECTIONS
 from mllm_act.models.mllm import MLLM
 from mllm_act.models.vision import VisionConfig
@@ -116,7 +116,7 @@ def test_a_models_hidden_states_are_close_to_those_of_the_very_values_held() -> 
     model = tiny.mllm(weight_dtype="float8")
     exact = run(dequantized(model), images, given)
     assert distance(run(model, images, given), exact) < 0.1
-    assert distance(run(prepare.for_acting(model), images, given), exact) < 0.1
+    assert distance(run(for_acting(model), images, given), exact) < 0.1
 
 
 def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
@@ -134,7 +134,7 @@ def test_acting_keeps_what_the_factors_learned_however_small_it_is() -> None:
         with_factors, without = (run(ready(model(size)), images, given) for size in (0.012, 0.0))
         return np.asarray(with_factors - without, np.float64)
 
-    expected, found = difference(dequantized), difference(prepare.for_acting)
+    expected, found = difference(dequantized), difference(for_acting)
     kept = (found * expected).sum() / (expected * expected).sum()
     assert abs(kept - 1) < 0.2, kept
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mllm_act import parameters
 from mllm_act.errors import UserError
-from mllm_act.models.acting import prepare
+from mllm_act.models.acting.prepare import for_acting
 from mllm_act.models.mllm import HISTORIES, MLLM, MLLMConfig
 from tests.models import tiny
 from tests.models.tiny import B, D, N, T
@@ -107,11 +107,11 @@ def encode(model: MLLM, images: dict[str, jax.Array]) -> jax.Array:
 )
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-def test_passing_over_pictures_that_do_not_exist_changes_no_other(
+def test_skipping_padding_changes_no_other_image(
     bridge: tuple[str, ...], close: dict[str, float], data: st.DataObject
 ) -> None:
-    """Latents, and gradients of a sum over the steps that exist, whatever the parts that devices take."""
-    rows, steps, parts = 4, 6, data.draw(st.sampled_from([1, 2]))
+    """Latents, and gradients of a sum over the steps that exist, for any number of shards."""
+    rows, steps, shards = 4, 6, data.draw(st.sampled_from([1, 2]))
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=rows, max_size=rows))
     mask = jnp.arange(steps) < jnp.array(lengths)[:, None]
     images = {
@@ -119,17 +119,18 @@ def test_passing_over_pictures_that_do_not_exist_changes_no_other(
         + jnp.arange(rows * steps, dtype=jnp.uint8).reshape(rows, steps, 1, 1, 1)
         for name, image in tiny.images().items()
     }
-    model, told = tiny.mllm(bridge=bridge), None
-    if model.bridge.reads_instruction:  # every window has another
-        width = model.config.film.queries * model.config.film.width
-        told = jnp.array(np.random.default_rng(2).normal(size=(rows, width)), jnp.float32)
+    model, instruction = tiny.mllm(bridge=bridge), None
+    if model.bridge.reader is not None:  # each window has its own
+        film = dict(model.config.sizes)["film"]
+        width = film.queries * film.width
+        instruction = jnp.array(np.random.default_rng(2).normal(size=(rows, width)), jnp.float32)
     expected, found = (
-        latents_and_gradient(model, images, told, mask, how)
-        for how in (None, jnp.ones((parts,)))  # its shape says how many
+        latents_and_gradient(model, images, instruction, mask, how)
+        for how in (None, jnp.ones((shards,)))  # its length is the number of shards
     )
     for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
         np.testing.assert_allclose(a, b, **close)
-    everything = latents_and_gradient(model, images, told, jnp.ones_like(mask), None)[0]
+    everything = latents_and_gradient(model, images, instruction, jnp.ones_like(mask), None)[0]
     np.testing.assert_allclose(found[0], jnp.where(mask[..., None, None], everything, 0), atol=1e-5)
 
 
@@ -137,19 +138,21 @@ def test_passing_over_pictures_that_do_not_exist_changes_no_other(
 def latents_and_gradient(
     model: MLLM,
     images: dict[str, jax.Array],
-    told: jax.Array | None,
+    instruction: jax.Array | None,
     mask: jax.Array,
-    parts: jax.Array | None,
+    shards: jax.Array | None,
 ) -> tuple[jax.Array, tuple[nnx.State, jax.Array | None]]:
     graph, moved, rest = nnx.split(model, nnx.Param, ...)
 
-    def total(moved: nnx.State, told: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        given = {} if parts is None else {"mask": mask, "parts": len(parts)}
-        latents = nnx.merge(graph, moved, rest).latents(images, told, **given)
+    def total(moved: nnx.State, instruction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        given = {} if shards is None else {"mask": mask, "shards": len(shards)}
+        latents = nnx.merge(graph, moved, rest).latents(images, instruction, **given)
         latents = jnp.where(mask[..., None, None], latents, 0)
         return jnp.square(latents).sum(), latents
 
-    (_, latents), gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(moved, told)
+    (_, latents), gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+        moved, instruction
+    )
     return latents, gradient
 
 
@@ -185,7 +188,7 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
     for newest in range(T):
         found = decode(model, given, past, jnp.array(newest))
         np.testing.assert_allclose(found, expected[:, newest], atol=2e-5)
-    ready = prepare.for_acting(model)
+    ready = for_acting(model)
     given["latents"] = encode(ready, tiny.images())
     for newest in range(T):
         found = decode(ready, given, past, jnp.array(newest))
@@ -194,7 +197,7 @@ def test_decoding_with_the_cache_equals_the_pass_over_everything(
 
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
 def test_what_acts_has_no_factors_and_the_dtype_it_computes_in(weight_dtype: str) -> None:
-    model = prepare.for_acting(tiny.mllm(weight_dtype=weight_dtype, dtype="bfloat16"))
+    model = for_acting(tiny.mllm(weight_dtype=weight_dtype, dtype="bfloat16"))
     leaves = parameters.flatten(nnx.state(model, nnx.Param))
     assert not [path for path in leaves if "lora_" in path]
     matrices = {
@@ -228,8 +231,8 @@ def test_a_config_survives_json() -> None:
             "weight_dtype: expected one of float32, bfloat16, float8, found 'int4'",
         ),
         ({"remat": "some"}, "remat: expected one of"),
-        ({"bridge": ()}, "bridge: expected some of projector, perceiver, mixer"),
-        ({"bridge": ("perceiver", "film")}, "bridge: expected film at the beginning"),
+        ({"bridge": ()}, "bridge: expected one or more of projector, perceiver, mixer"),
+        ({"bridge": ("perceiver", "film")}, "bridge: expected film first"),
         ({"bridge": ("perceiver", "perceiver")}, "bridge: .* found 'perceiver,perceiver'"),
     ],
 )

@@ -40,7 +40,7 @@ def test_llavas_logits_and_generation_with_several_images() -> None:
         MLLMConfig(
             vision=VisionConfig(image_size=28, patch_size=7, width=16, layers=3, heads=2, mlp_width=40),
             bridge=("projector",),
-            perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32),
+            sizes=(("perceiver", PerceiverConfig(width=16, heads=2, mlp_width=32)),),
             language=LanguageConfig(
                 vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
                 epsilon=hugging_face.EPSILON,

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mllm_act.models import generate
-from mllm_act.models.acting import prepare
+from mllm_act.models.acting.prepare import for_acting
 from mllm_act.models.bridge.perceiver import PerceiverConfig
 from mllm_act.models.language import LanguageConfig, LanguageModel
 from mllm_act.models.layers import LoRA
@@ -50,7 +50,7 @@ def test_logits_equal_pefts_merged_and_unmerged(ours: str, theirs: list[str]) ->
         MLLMConfig(
             vision=VisionConfig(image_size=8, patch_size=8, width=8, layers=1, heads=1, mlp_width=8),
             bridge=("projector",),
-            perceiver=PerceiverConfig(width=8, heads=1, mlp_width=8),
+            sizes=(("perceiver", PerceiverConfig(width=8, heads=1, mlp_width=8)),),
             language=LanguageConfig(
                 vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
                 epsilon=hugging_face.EPSILON, lora=LoRA(targets=ours, rank=4, alpha=6.0, dropout=0.5),
@@ -70,5 +70,5 @@ def test_logits_equal_pefts_merged_and_unmerged(ours: str, theirs: list[str]) ->
         )(torch.tensor(tokens)).logits.numpy()
     assert np.abs(unmerged - with_no_factors).max() > 0.1  # the factors do something
     np.testing.assert_allclose(logits(model.language, jnp.array(tokens)), unmerged, atol=1e-4)
-    ready = prepare.for_acting(model).language
+    ready = for_acting(model).language
     np.testing.assert_allclose(logits(ready, jnp.array(tokens)), merged, atol=1e-4)

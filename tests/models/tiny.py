@@ -31,8 +31,10 @@ def mllm(**changes: Any) -> MLLM:
             image_size=12, patch_size=4, width=16, layers=2, heads=2, mlp_width=32
         ),
         "bridge": ("perceiver",),
-        "perceiver": PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
-        "film": FilmConfig(width=8, blocks=1, instruction_layer=1, queries=3, mlp_width=16),
+        "sizes": (
+            ("perceiver", PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1)),
+            ("film", FilmConfig(width=8, blocks=1, instruction_layer=1, queries=3, mlp_width=16)),
+        ),
         "language": LanguageConfig(
             vocabulary=32, action_tokens=16, width=D, layers=2, heads=4, kv_heads=2, mlp_width=48,
             lora=LoRA(targets="q|down", rank=2, alpha=4.0),

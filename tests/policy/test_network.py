@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act import config as configuration
+from mllm_act.adapters.language import LanguageConfig
+from mllm_act.adapters.uniform import UniformConfig
+from mllm_act.config import load_config
 from mllm_act.errors import UserError
 from mllm_act.models import presets
-from mllm_act.policy import network as networks
+from mllm_act.policy.network import EmbodimentConfig, NetworkConfig, override_model
 
 ROOT = Path(__file__).parents[2]
 
 
 def load(variant: str, **overrides: Any) -> ConfigDict:
-    config = configuration.load(f"{ROOT / 'configs/policy/metaworld.py'}:{variant}")
+    config = load_config(f"{ROOT / 'configs/policy/metaworld.py'}:{variant}")
     for key, value in overrides.items():
         node, _, name = key.replace("__", ".").rpartition(".")
         (config[node] if node else config)[name] = value
@@ -27,7 +29,7 @@ def load(variant: str, **overrides: Any) -> ConfigDict:
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_what_is_left_open_is_the_presets(preset: str) -> None:
     model = presets.get(preset).model
-    assert networks.configure(model, load(f"rvq,preset={preset}")) == model
+    assert override_model(model, load(f"rvq,preset={preset}")) == model
 
 
 def test_what_is_given_replaces_the_presets() -> None:
@@ -36,7 +38,7 @@ def test_what_is_given_replaces_the_presets() -> None:
         "rvq,preset=smollm2_vit_s", bridge="projector,perceiver", weight_dtype="float8", remat="full",
         history="observations_and_actions", lora__rank=8, lora__dropout=0.0,
     )  # fmt: skip
-    found = networks.configure(model, config)
+    found = override_model(model, config)
     assert found.bridge == ("projector", "perceiver") and found.weight_dtype == "float8"
     assert found.remat == "full" and found.history == "observations_and_actions"
     lora = found.language.lora
@@ -57,15 +59,15 @@ def test_pretrained_presets_start_from_their_folder_with_the_papers_settings() -
 def test_a_description_survives_json() -> None:
     preset = presets.get("smollm2_vit_s")
     bodies = {
-        "arm": networks.Embodiment("uniform", ("front", "wrist"), 3, 8, 64, 16, None),
-        "maze": networks.Embodiment(
-            "lang", ("top",), 32, 1, 64, 16, None, ("left", "pick up"), ((5,), (6, 7)), end=9
+        "arm": EmbodimentConfig("uniform", UniformConfig(16), ("front", "wrist"), 3, 8),
+        "maze": EmbodimentConfig(
+            "lang", LanguageConfig(("left", "pick up"), ((5,), (6, 7)), end=9), ("top",), 32, 1
         ),
     }
-    description = networks.Description("smollm2_vit_s", preset.model, preset.trained, bodies)
+    description = NetworkConfig("smollm2_vit_s", preset.model, preset.trained, bodies)
     text = json.dumps(dataclasses.asdict(description))
-    assert networks.Description.from_dict(json.loads(text)) == description
+    assert NetworkConfig.from_dict(json.loads(text)) == description
     values = json.loads(text)
     del values["model"]
     with pytest.raises(UserError, match="network: expected the description"):
-        networks.Description.from_dict(values)
+        NetworkConfig.from_dict(values)

@@ -12,7 +12,7 @@ from mllm_act.policy import prompt as prompts
 TEMPLATE = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
 INSTRUCTIONS = ["close the drawer", "open the window", "press the button from above"]
 TEXTS = [prompts.fill(TEMPLATE, instruction) for instruction in INSTRUCTIONS]
-PROMPT = prompts.Prompt(TEMPLATE, prompts.train_tokenizer(TEXTS, 512), length=24)
+PROMPT = prompts.Prompt(TEMPLATE, prompts.train_text_tokenizer(TEXTS, 512), length=24)
 
 
 @given(st.text(max_size=60))
@@ -33,7 +33,7 @@ def test_padding_is_at_the_end() -> None:
 
 
 def test_the_same_data_set_gives_the_same_tokenizer_whatever_its_order() -> None:
-    assert prompts.train_tokenizer(TEXTS[::-1] * 2, 512) == PROMPT.tokenizer_json
+    assert prompts.train_text_tokenizer(TEXTS[::-1] * 2, 512) == PROMPT.tokenizer_json
 
 
 def test_a_prompt_that_is_too_long_is_named() -> None:

@@ -15,14 +15,17 @@ from tokenizers import Tokenizer
 
 from data_pipelines.generate import generate
 from data_pipelines.reading import pipeline, rlds
-from mllm_act import config as configuration
 from mllm_act import train, train_tokenizer
+from mllm_act.adapters import ADAPTERS
+from mllm_act.config import load_config
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.policy import Policy
-from mllm_act.policy import network as networks
+from mllm_act.policy.network import PolicyNetwork
 from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -34,7 +37,7 @@ SMALL = {
 
 
 def configure(file: str, **overrides: Any) -> Any:
-    config = configuration.load(str(ROOT / "configs" / file))
+    config = load_config(str(ROOT / "configs" / file))
     with config.unlocked():
         config.update_from_flattened_dict({**SMALL, **overrides})
     return config
@@ -54,11 +57,12 @@ def babyai(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def discrete(babyai: Path, adapter: str, **overrides: Any) -> Any:
     given = {"data.directory": str(babyai), "data.context": 4, "prompt_tokens": 64, "steps": 12}
-    given |= {"validate_every": 12, "checkpoint_every": 12, "hidden": 64}
+    given |= {"validate_every": 12, "checkpoint_every": 12}
+    given |= {"adapter.hidden": 64} if adapter == "categorical" else {}
     return configure(f"policy/babyai.py:{adapter}", **{**given, **overrides})
 
 
-@pytest.mark.parametrize("adapter", networks.DISCRETE)
+@pytest.mark.parametrize("adapter", [n for n, kind in ADAPTERS.items() if kind.discrete])
 def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
     babyai: Path, tmp_path: Path, adapter: str
 ) -> None:
@@ -80,10 +84,11 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
         assert action.shape == (1, 1) and action[0, 0] in range(6)
         seen = {"top": jax.numpy.array(episode["images"]["top"][:, : t + 1])}
         latents = network.mllm.latents(seen, reading.instruction)
-        past = network.adapter.encode(jax.numpy.array(episode["action"][:, : t + 1]))
+        past = network.adapters[policy.name].encode(jax.numpy.array(episode["action"][:, : t + 1]))
         mask, proprio = np.ones((1, t + 1), bool), episode["proprio"][:, t]
-        tokens = network.act(reading, latents, mask, proprio, past)
-        np.testing.assert_array_equal(action, network.adapter.decode(tokens))
+        tokens = network.act(policy.name, reading, latents, mask, proprio, past)
+        expected = network.adapters[policy.name].decode(tokens)
+        np.testing.assert_array_equal(action, expected)
     drawn = set()
     for seed in range(20):
         key, memory = jax.random.key(seed), policy.start(1)
@@ -100,7 +105,7 @@ def test_semlangs_words_and_langs_digits_are_the_text_tokenizers(
     for adapter in ("semlang", "lang"):
         train.main(discrete(babyai, adapter, steps=0, actions=names), tmp_path / adapter)
         policy = Policy.load(tmp_path / adapter)
-        found[adapter] = policy.embodiment.sequences
+        found[adapter] = policy.embodiment.adapter_config.sequences
         text = Tokenizer.from_str(policy.prompt.tokenizer_json)
         words = [text.decode(ids) for ids in found[adapter]]
         if adapter == "semlang":
@@ -113,7 +118,7 @@ def test_semlangs_words_and_langs_digits_are_the_text_tokenizers(
 @pytest.mark.parametrize(
     ("adapter", "overrides", "message"),
     [
-        ("rvq", {}, "config.adapter: expected an adapter of discrete actions .* found 'rvq'"),
+        ("rvq", {}, "config.adapter.name: expected an adapter for discrete actions.* found 'rvq'"),
         ("semlng", {}, "did you mean 'semlang'"),
         ("semlang", {"actions": ("left", "right")}, "config.actions: expected a name for each of"),
         ("semlang", {"actions": ("a", "b", "c", "d", "e", "a")}, "found 'a' and 'a'"),
@@ -156,7 +161,7 @@ def mixture(babyai: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     words = "-m data_pipelines.generate --env=metaworld --tasks=drawer-close-v3 --episodes=4 --workers=2"
     command = [sys.executable, *words.split(), f"--out={home / 'metaworld'}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    tokenizer = configuration.load(str(ROOT / "configs/tokenizer/metaworld.py:rvq"))
+    tokenizer = load_config(str(ROOT / "configs/tokenizer/metaworld.py:rvq"))
     tokenizer.update_from_flattened_dict({
         "data.directory": str(home / "metaworld"), "data.batch_size": 32, "steps": 10, "log_every": 10,
         "checkpoint_every": 10, "tokenizer.hidden": 32, "tokenizer.width": 16, "tokenizer.codes": 16, "replay": False,
@@ -176,14 +181,14 @@ def mixture(babyai: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         },
     )
     traced = []
-    loss = networks.Embodied.loss
+    loss = PolicyNetwork.loss
 
-    def counted(self: networks.Embodied, *args: Any, **named: Any) -> Any:
-        traced.append(type(self.adapter).__name__)
-        return loss(self, *args, **named)
+    def counted(self: PolicyNetwork, name: str, *args: Any, **named: Any) -> Any:
+        traced.append(name)
+        return loss(self, name, *args, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks.Embodied, "loss", counted)
+        patch.setattr(PolicyNetwork, "loss", counted)
         train.main(config, home / "run")
     return config, home / "run", sorted(traced)
 
@@ -194,7 +199,7 @@ def test_one_model_learns_both_embodiments_in_one_compiled_step(mixture: Any) ->
         losses = metrics(workdir, f"train/{name}/loss")
         assert len(losses) == 16 and np.mean(losses[-3:]) < np.mean(losses[:3]), name
     # Once for training and once for validation, whatever the number of steps.
-    assert traced == ["Language"] * 2 + ["VectorQuantized"] * 2
+    assert traced == ["babyai"] * 2 + ["metaworld"] * 2
     whole, parts = (metrics(workdir, f"train/{name}") for name in ("loss", "metaworld/loss"))
     babyai = metrics(workdir, "train/babyai/loss")
     np.testing.assert_allclose(whole, 0.25 * np.array(parts) + 0.75 * np.array(babyai), rtol=1e-5)
@@ -235,7 +240,10 @@ def test_a_mixture_resumes_bit_for_bit(mixture: Any, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ({"mixture.babyai.weight": -1.0}, "config.mixture.babyai.weight: expected a finite number"),
-        ({"mixture.babyai.adapter": ""}, "config.mixture.babyai.adapter: expected one of"),
+        (
+            {"mixture.babyai.adapter.name": ""},
+            "config.mixture.babyai.adapter.name: expected one of",
+        ),
         ({"mixture.metaworld.tokenizer": ""}, "config.mixture.metaworld.tokenizer: adapter 'rvq'"),
         ({"data.batch_size": 1}, "config.data.batch_size: expected"),
     ],
@@ -251,7 +259,7 @@ def test_bad_mixtures_are_one_clear_error(
 
 def test_data_of_an_embodiment_without_an_adapter_is_named(mixture: Any, tmp_path: Path) -> None:
     config = mixture[0].copy_and_resolve_references()
-    config.mixture.metaworld.adapter = "uniform"
+    config.mixture.metaworld.adapter.name = "uniform"
     config.mixture.metaworld.data.directory = str(
         tiny_rlds.write_lengths(tmp_path / "tiny", [[5, 4]])
     )
@@ -269,11 +277,12 @@ def test_every_continuous_adapter_decides_on_chunks(
 ) -> None:
     """Trained, and carried out one after another or averaged; between decisions the chunk's own numbers come out."""
     data, chunk = tiny_rlds.write_lengths(tmp_path / "data", [[9, 6, 12]]), 3
-    given: dict[str, Any] = {"data.directory": str(data), "chunk": chunk, "bins": 16, "hidden": 32}
-    if adapter in networks.TOKENIZED:
-        config = configuration.load(
-            f"{ROOT}/configs/tokenizer/metaworld.py:{adapter},chunk={chunk}"
-        )
+    given: dict[str, Any] = {"data.directory": str(data), "chunk": chunk}
+    given |= {"uniform": {"adapter.bins": 16}, "regression": {"adapter.hidden": 32}}.get(
+        adapter, {}
+    )
+    if ADAPTERS[adapter].needs_tokenizer:
+        config = load_config(f"{ROOT}/configs/tokenizer/metaworld.py:{adapter},chunk={chunk}")
         config.data.directory, config.replay = str(data), False
         if adapter == "fast":
             config.tokenizer.vocabulary = 64
@@ -295,7 +304,7 @@ def test_every_continuous_adapter_decides_on_chunks(
     for ensembling in (None, 0.01):
         policy = Policy.load(tmp_path / "run", ensembling=ensembling)
         network = policy._network(policy._parameters)
-        assert tokens is None or network.adapter.tokens_per_action == tokens
+        assert tokens is None or network.adapters[policy.name].tokens_per_action == tokens
         memory, chunks, actions = policy.start(1), [], []
         for t in range(5):
             first = np.array([t == 0])
@@ -321,7 +330,7 @@ def test_every_continuous_adapter_decides_on_chunks(
 
 def test_what_chunks_cannot_be_is_refused(tmp_path: Path) -> None:
     data = tiny_rlds.write_lengths(tmp_path / "data", [[9, 6]])
-    given: dict[str, Any] = {"data.directory": str(data), "bins": 16, "steps": 0}
+    given: dict[str, Any] = {"data.directory": str(data), "adapter.bins": 16, "steps": 0}
     with pytest.raises(UserError, match="config.history: expected observations with chunks of 2"):
         config = configure(
             "policy/metaworld.py:uniform", chunk=2, history="observations_and_actions", **given

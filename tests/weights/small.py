@@ -1,6 +1,6 @@
-"""Small Hugging Face models saved to folders, the sizes they have here, and both sides' outputs.
+"""Small Hugging Face models saved to folders, our configs of them, and the outputs of both.
 
-A test module that imports this is skipped where there is no PyTorch.
+A test module that imports this is skipped without PyTorch.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.vision import FAMILIES, VisionConfig
-from mllm_act.weights import folder
 from mllm_act.weights.convert import convert
+from mllm_act.weights.folder import load_pretrained, pretrained_paths
 from tests.models import hugging_face
 from tests.models.hugging_face import torch, transformers
 
@@ -36,14 +36,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
 
 
 def config(**changes: Any) -> MLLMConfig:
-    """The sizes of ``tests.models.hugging_face``'s models, with a CLIP; three of its four vision blocks run.
+    """The config of ``tests.models.hugging_face``'s models, with a CLIP; three of its four vision blocks run.
 
-    ``vision_`` and ``language_`` before a name change a size of that part.
+    A keyword with the prefix ``vision_`` or ``language_`` changes a field of that part.
     """
-    made = MLLMConfig(
+    base = MLLMConfig(
         vision=VisionConfig(image_size=28, patch_size=7, width=16, layers=3, heads=2, mlp_width=40),
         bridge=("projector",),
-        perceiver=PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1),
+        sizes=(("perceiver", PerceiverConfig(width=16, heads=2, mlp_width=32, layers=1)),),
         language=LanguageConfig(
             vocabulary=40, action_tokens=30, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48,
             epsilon=hugging_face.EPSILON, max_positions=64,
@@ -55,15 +55,15 @@ def config(**changes: Any) -> MLLMConfig:
         part, _, field = name.partition("_") if "_" in name else ("", "", name)
         parts[part][field] = value
     return dataclasses.replace(
-        made,
-        vision=dataclasses.replace(made.vision, **parts["vision"]),
-        language=dataclasses.replace(made.language, **parts["language"]),
+        base,
+        vision=dataclasses.replace(base.vision, **parts["vision"]),
+        language=dataclasses.replace(base.language, **parts["language"]),
         **parts[""],
     )
 
 
 def dinov2(stored: int = 9) -> MLLMConfig:
-    """The same with a DINOv2 whose positions are interpolated, and a tied language model."""
+    """The same with a DINOv2, whose positions are interpolated, and a tied language model."""
     return config(
         vision_family="dinov2", vision_mlp_width=48, vision_position_side=stored,
         language_tied=True, language_rope_theta=100_000.0, bridge=("perceiver",),
@@ -72,17 +72,17 @@ def dinov2(stored: int = 9) -> MLLMConfig:
 
 def llava() -> Any:
     """LLaVA with random weights."""
-    made = transformers.LlavaConfig(
+    llava_config = transformers.LlavaConfig(
         vision_config=hugging_face.clip_config(), text_config=hugging_face.llama_config(),
         image_token_index=IMAGE, image_seq_length=PATCHES,
     )  # fmt: skip
-    return hugging_face.randomized(transformers.LlavaForConditionalGeneration(made))
+    return hugging_face.randomized(transformers.LlavaForConditionalGeneration(llava_config))
 
 
 def llama(kv_heads: int = 2, *, tied: bool = False, theta: float = 10_000.0) -> Any:
     """A Llama with random weights."""
-    made = hugging_face.llama_config(kv_heads, tied=tied, theta=theta)
-    return hugging_face.randomized(transformers.LlamaForCausalLM(made))
+    llama_config = hugging_face.llama_config(kv_heads, tied=tied, theta=theta)
+    return hugging_face.randomized(transformers.LlamaForCausalLM(llama_config))
 
 
 def clip() -> Any:
@@ -96,13 +96,13 @@ def dino(stored: int = 9) -> Any:
 
 
 def tokenizer() -> Tokenizer:
-    """Words of one letter; ids below 40."""
+    """A tokenizer of one-letter words and ``<image>``; ids below 40."""
     words = {chr(ord("A") + i): i for i in range(IMAGE)}
-    made = Tokenizer(models.WordLevel(words, unk_token="A"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.add_special_tokens([AddedToken("<image>", special=True)])
-    assert made.token_to_id("<image>") == IMAGE
-    return made
+    result = Tokenizer(models.WordLevel(words, unk_token="A"))
+    result.pre_tokenizer = pre_tokenizers.Whitespace()
+    result.add_special_tokens([AddedToken("<image>", special=True)])
+    assert result.token_to_id("<image>") == IMAGE
+    return result
 
 
 def save(model: Any, path: Path, **options: Any) -> str:
@@ -113,39 +113,40 @@ def save(model: Any, path: Path, **options: Any) -> str:
     return str(path)
 
 
-def imported(made: MLLMConfig, out: Path, *names: str, dtype: str | None = None) -> Path:
-    """Imports sources into ``out``."""
-    convert(made, [open_source(name) for name in names], out, dtype)
+def imported(config: MLLMConfig, out: Path, *names: str, dtype: str | None = None) -> Path:
+    """Imports sources into ``out``; returns it."""
+    convert(config, [open_source(name) for name in names], out, dtype)
     return out
 
 
-def wanted(made: MLLMConfig, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """What training asks of a folder: vision and language less LoRA's factors, and the projector if it is there."""
-    state = nnx.eval_shape(lambda: nnx.state(MLLM(made, nnx.Rngs(0)), nnx.Param))
+def pretrained_leaves(config: MLLMConfig, path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays that training reads from a folder: all but LoRA, and the projector if the folder has it."""
+    state = nnx.eval_shape(lambda: nnx.state(MLLM(config, nnx.Rngs(0)), nnx.Param))
     parts = ("vision/", "language/", "bridge/projector/")
-    given = folder.paths(path)
+    available = pretrained_paths(path)
     return {
         name: leaf
         for name, leaf in parameters.flatten(state).items()
         if name.startswith(parts) and "lora_" not in name
-        if not name.startswith("bridge/") or name in given
+        if not name.startswith("bridge/") or name in available
     }
 
 
-def random(make: Callable[[], Module], given: Mapping[str, jax.Array] | None = None) -> Module:
-    """A module with the parameters given and the others random, made without compiling anything."""
+def random(make: Callable[[], Module], known: Mapping[str, jax.Array] | None = None) -> Module:
+    """A module with the known parameters and random others, made without compiling anything."""
     graph, state = nnx.split(nnx.eval_shape(make))
-    draw = np.random.default_rng(2)
-    made = dict(given or {})
+    rng = np.random.default_rng(2)
+    values = dict(known or {})
     for path, leaf in parameters.flatten(state).items():
-        if path not in made:
-            made[path] = jnp.asarray(0.2 * draw.normal(size=leaf.shape), leaf.dtype)
-    return nnx.merge(graph, parameters.unflatten(made, state))
+        if path not in values:
+            values[path] = jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)
+    return nnx.merge(graph, parameters.unflatten(values, state))
 
 
-def model(made: MLLMConfig, path: Path) -> MLLM:
-    """Our model with the weights of a folder; what the folder lacks is random."""
-    return random(lambda: MLLM(made, nnx.Rngs(0)), folder.load(path, wanted(made, path)))
+def model(config: MLLMConfig, path: Path) -> MLLM:
+    """Our model with the weights of a folder; arrays that the folder lacks are random."""
+    loaded = load_pretrained(path, pretrained_leaves(config, path))
+    return random(lambda: MLLM(config, nnx.Rngs(0)), loaded)
 
 
 def arrays(ours: nnx.Module) -> dict[str, jax.Array]:
@@ -178,7 +179,7 @@ def features(ours: MLLM, images: np.ndarray = IMAGES) -> np.ndarray:
 
 
 def whole_logits(ours: MLLM) -> np.ndarray:
-    """Our logits for an image with words around it."""
+    """Our logits for an image between words."""
     latents = ours.latents({"front": jnp.asarray(IMAGES[:1, None])})[:, 0]
     words = ours.language.embed(jnp.array([[1, 5, 7]]), jnp.dtype("float32"))
     return np.asarray(_logits(ours, jnp.concatenate([words[:, :1], latents, words[:, 1:]], axis=1)))
@@ -191,7 +192,7 @@ def their_logits(theirs: Any, tokens: np.ndarray = TOKENS) -> np.ndarray:
 
 
 def pixels(family: str, images: np.ndarray = IMAGES) -> Any:
-    """Images as Hugging Face's encoders take them."""
+    """Images as pixel values for Hugging Face's encoders."""
     mean, std = (np.array(v, np.float32) for v in (FAMILIES[family].mean, FAMILIES[family].std))
     return torch.tensor(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
 
@@ -204,7 +205,7 @@ def their_features(theirs: Any, family: str, layer: int) -> np.ndarray:
 
 
 def their_whole_logits(theirs: Any) -> np.ndarray:
-    """Hugging Face's LLaVA's logits for the same."""
+    """The logits of Hugging Face's LLaVA for the same input."""
     tokens = torch.tensor([[1, *[IMAGE] * PATCHES, 5, 7]])
     with torch.no_grad():
         return theirs(input_ids=tokens, pixel_values=pixels("clip")[:1]).logits.numpy()

@@ -1,4 +1,4 @@
-"""The ``config.json`` of released models against the presets made for them, and ours as theirs."""
+"""The ``config.json`` of released models against the presets made for them, and the configs that we write."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mllm_act.errors import UserError
 from mllm_act.models.presets import PRESETS
 from mllm_act.weights import configs
 
-# What decides of llava-hf/llava-1.5-7b-hf, HuggingFaceTB/SmolLM2-135M-Instruct and facebook/dinov2-small.
+# The relevant keys of llava-hf/llava-1.5-7b-hf, HuggingFaceTB/SmolLM2-135M-Instruct and facebook/dinov2-small.
 LLAVA = {
     "model_type": "llava",
     "image_token_index": 32000,
@@ -37,20 +37,20 @@ DINOV2 = {
 VICUNA_13B = {**SMOLLM2, "hidden_size": 5120, "vocab_size": 32000}
 
 
-def check(found: dict[str, Any], preset: str) -> None:
-    configs.check(configs.complete(found), PRESETS[preset].model, "x")
+def check(values: dict[str, Any], preset: str) -> None:
+    configs.check(configs.complete(values), PRESETS[preset].model, "x")
 
 
 @pytest.mark.parametrize(
-    ("found", "preset"),
+    ("values", "preset"),
     [(LLAVA, "llava_1_5_7b"), (SMOLLM2, "smollm2_vit_s"), (DINOV2, "smollm2_vit_s")],
 )
-def test_the_released_models_are_those_of_the_presets(found: dict[str, Any], preset: str) -> None:
-    check(found, preset)
+def test_released_models_fit_their_presets(values: dict[str, Any], preset: str) -> None:
+    check(values, preset)
 
 
 @pytest.mark.parametrize(
-    ("found", "preset", "match"),
+    ("values", "preset", "match"),
     [
         (VICUNA_13B, "llava_1_5_7b", "hidden_size: expected 4096, found 5120; .*vocab_size|vocab_size: .*hidden_size"),
         (SMOLLM2 | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "smollm2_vit_s", "rope_type: .*'linear'"),
@@ -61,13 +61,13 @@ def test_the_released_models_are_those_of_the_presets(found: dict[str, Any], pre
         (DINOV2, "llava_1_5_7b", "model_type: expected 'clip_vision_model', found 'dinov2'"),
     ],
 )  # fmt: skip
-def test_others_are_not(found: dict[str, Any], preset: str, match: str) -> None:
+def test_other_models_are_refused(values: dict[str, Any], preset: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        check(found, preset)
+        check(values, preset)
 
 
 @pytest.mark.parametrize("preset", ["llava_1_5_7b", "smollm2_vit_s"])
-def test_what_we_write_is_what_we_ask_for(preset: str) -> None:
+def test_written_configs_pass_the_check(preset: str) -> None:
     model = PRESETS[preset].model
     configs.check(configs.complete(configs.language(model)), model, "x")
     configs.check(configs.complete(configs.vision(model)), model, "x")

@@ -1,4 +1,4 @@
-"""What is exported loads in transformers and peft with nothing missing, and answers as ours does."""
+"""Exported models load in transformers and peft with nothing missing, and compute the same."""
 
 import dataclasses
 import json
@@ -11,26 +11,28 @@ import pytest
 from mllm_act import export_hf
 from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
-from mllm_act.weights import folder, safetensors
+from mllm_act.weights import safetensors
+from mllm_act.weights.folder import WEIGHTS, pretrained_text_tokenizer
 from tests.weights import small
 
 transformers = pytest.importorskip("transformers")
 
 
 def loads_strictly(kind: Any, path: Path) -> Any:
-    """Loads a folder with nothing missing, left over, of another shape or made anew."""
+    """Loads a folder; fails if a tensor is missing, unexpected, of another shape or newly initialized."""
     model, info = kind.from_pretrained(path, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 
 
-def with_lora(made: MLLMConfig, source: Path) -> tuple[export_hf.Model, Any]:
-    """A model as training leaves it: weights of a folder and LoRA's factors."""
-    made = dataclasses.replace(made, language=dataclasses.replace(made.language, lora=small.LORA))
-    ours = small.model(made, source)
+def with_lora(config: MLLMConfig, source: Path) -> tuple[export_hf.Model, Any]:
+    """A model as after training: the weights of a folder, and LoRA's factors."""
+    language = dataclasses.replace(config.language, lora=small.LORA)
+    config = dataclasses.replace(config, language=language)
+    ours = small.model(config, source)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
-    text = folder.text_tokenizer(source)
-    return export_hf.Model(made, arrays, {}, text, base=None), ours
+    text = pretrained_text_tokenizer(source)
+    return export_hf.Model(config, arrays, {}, text, base=None), ours
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.imported(small.dinov2(), path / "ours", language, vision)
 
 
-def test_llava_there_and_back_in_shards(llava: Path, tmp_path: Path) -> None:
+def test_llava_round_trip_in_shards(llava: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_hf.export_model(export_hf.from_folder(llava), out, lora=False, shard=20_000)
     shards = sorted(out.glob("*.safetensors"))
@@ -66,10 +68,10 @@ def test_llava_there_and_back_in_shards(llava: Path, tmp_path: Path) -> None:
     )["pixel_values"]
     np.testing.assert_allclose(image[0], small.pixels("clip")[0].numpy(), atol=1e-5)
 
-    again = small.imported(  # what was left out at import stays left out
+    again = small.imported(  # blocks left out at import stay left out
         small.config(), tmp_path / "again", str(out)
     )
-    assert (again / folder.WEIGHTS).read_bytes() == (llava / folder.WEIGHTS).read_bytes()
+    assert (again / WEIGHTS).read_bytes() == (llava / WEIGHTS).read_bytes()
 
 
 def test_a_tied_llama_and_a_dinov2_in_two_folders_with_lora_merged(
@@ -92,22 +94,22 @@ def test_a_tied_llama_and_a_dinov2_in_two_folders_with_lora_merged(
 
 
 @pytest.mark.parametrize("weight_dtype", ["bfloat16", "float8"])
-def test_matrices_held_in_fewer_bits(llava: Path, tmp_path: Path, weight_dtype: str) -> None:
-    made = dataclasses.replace(small.config(), weight_dtype=weight_dtype)
-    ours = small.model(made, llava)
+def test_weights_in_fewer_bits(llava: Path, tmp_path: Path, weight_dtype: str) -> None:
+    config = dataclasses.replace(small.config(), weight_dtype=weight_dtype)
+    ours = small.model(config, llava)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
-    text = folder.text_tokenizer(llava)
-    model = export_hf.Model(made, arrays, {}, text, base=None)
+    text = pretrained_text_tokenizer(llava)
+    model = export_hf.Model(config, arrays, {}, text, base=None)
     export_hf.export_model(model, tmp_path / "out", lora=False)
     theirs = loads_strictly(transformers.LlavaForConditionalGeneration, tmp_path / "out").float()
     exact = small.model(small.config(), llava)
     full = {path: np.asarray(array) for path, array in small.arrays(exact).items()}
-    found = theirs.model.language_model.layers[1].mlp.up_proj.weight.detach().numpy().T
+    actual = theirs.model.language_model.layers[1].mlp.up_proj.weight.detach().numpy().T
     expected = full["language/blocks/up/kernel"][1]
     step = (
         2**-8 if weight_dtype == "bfloat16" else 2**-4
     )  # relative rounding, 8 and 4 bits of significand
-    assert np.abs(found - expected).max() <= step * np.abs(expected).max()
+    assert np.abs(actual - expected).max() <= step * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("which", ["llava", "pair"])
@@ -116,9 +118,9 @@ def test_lora_as_an_adapter_of_peft(
 ) -> None:
     peft = pytest.importorskip("peft")
     source = request.getfixturevalue(which)
-    # A policy on LLaVA with another bridge: the adapter is LLaVA's all the same.
-    made = small.config(bridge=("perceiver",)) if which == "llava" else small.dinov2()
-    model, ours = with_lora(made, source)
+    # Even with another bridge, the adapter is for LLaVA.
+    config = small.config(bridge=("perceiver",)) if which == "llava" else small.dinov2()
+    model, ours = with_lora(config, source)
     export_hf.export_model(export_hf.from_folder(source), tmp_path / "base", lora=False)
     export_hf.export_model(model, tmp_path / "lora", lora=True)
     if which == "llava":
@@ -126,15 +128,21 @@ def test_lora_as_an_adapter_of_peft(
     else:
         base = loads_strictly(transformers.LlamaForCausalLM, tmp_path / "base" / "language")
     expected = small.logits(ours)
-    assert np.abs(small.their_logits(base) - expected).max() > 0.1  # or the adapter would not show
+    assert (
+        np.abs(small.their_logits(base) - expected).max() > 0.1
+    )  # or the adapter would make no difference
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     np.testing.assert_allclose(small.their_logits(adapted), expected, atol=1e-4)
     factors = [name for name, _ in adapted.named_parameters() if "lora_" in name]
     assert len(factors) == 3 * 3 * 2  # layers, targets, factors; none on the vision encoder
     saved = safetensors.read(tmp_path / "lora" / "adapter_model.safetensors")
     assert len(saved) == len(factors)
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 6.0, 0.1)
+    peft_config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (peft_config["r"], peft_config["lora_alpha"], peft_config["lora_dropout"]) == (
+        4,
+        6.0,
+        0.1,
+    )
 
 
 def test_no_lora_to_export(llava: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pretrained folder: what comes out of it, in which dtype and on which devices."""
+"""Loading the pretrained folder: values, dtypes, shardings and errors."""
 
 import dataclasses
 import json
@@ -19,111 +19,120 @@ from mllm_act.errors import UserError
 from mllm_act.models import float8
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.presets import PRESETS
-from mllm_act.weights import folder, safetensors, shapes
+from mllm_act.weights import safetensors
+from mllm_act.weights.folder import (
+    META,
+    TOKENIZER,
+    WEIGHTS,
+    load_pretrained,
+    pretrained_paths,
+    pretrained_tensors,
+    pretrained_text_tokenizer,
+)
+from mllm_act.weights.shapes import pretrained_shapes
 from mllm_act.weights.tensors import Tensor
 
 
 def config() -> MLLMConfig:
     """The tiny preset with a projector and fewer rows."""
-    made = PRESETS["tiny"].model
-    language = dataclasses.replace(made.language, vocabulary=64, tied=False)
-    return dataclasses.replace(made, language=language, bridge=("projector",))
+    tiny = PRESETS["tiny"].model
+    language = dataclasses.replace(tiny.language, vocabulary=64, tied=False)
+    return dataclasses.replace(tiny, language=language, bridge=("projector",))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of random weights, with LLaVA's projector."""
     path = tmp_path_factory.mktemp("folder")
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     arrays = {
-        name: draw.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.imported(config(), projector=True).items()
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in pretrained_shapes(config(), projector=True).items()
     }
-    kinds = {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
-    safetensors.write(path / folder.WEIGHTS, kinds, arrays.items())
+    header = {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
+    safetensors.write(path / WEIGHTS, header, arrays.items())
     meta = {"config": dataclasses.asdict(config()), "sources": []}
-    (path / folder.META).write_text(json.dumps(meta))
-    (path / folder.TOKENIZER).write_text("{}")
+    (path / META).write_text(json.dumps(meta))
+    (path / TOKENIZER).write_text("{}")
     return path
 
 
-def wanted(weight_dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every array that the folder has, as a model wants it."""
-    asked = dataclasses.replace(config(), weight_dtype=weight_dtype)
-    state = nnx.eval_shape(lambda: nnx.state(MLLM(asked, nnx.Rngs(0)), nnx.Param))
+def leaves(weight_dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of the model's arrays with its weights in a dtype."""
+    model = dataclasses.replace(config(), weight_dtype=weight_dtype)
+    state = nnx.eval_shape(lambda: nnx.state(MLLM(model, nnx.Rngs(0)), nnx.Param))
     return parameters.flatten(state)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_arrays_are_cast_to_what_is_wanted(made: Path, dtype: str) -> None:
-    loaded = folder.load(made, wanted(dtype))
-    assert loaded.keys() == wanted(dtype).keys() == folder.paths(made)
-    for path, tensor in folder.tensors(made).items():
-        leaf = wanted(dtype)[path]
+def test_arrays_are_cast(folder: Path, dtype: str) -> None:
+    loaded = load_pretrained(folder, leaves(dtype))
+    assert loaded.keys() == leaves(dtype).keys() == pretrained_paths(folder)
+    for path, tensor in pretrained_tensors(folder).items():
+        leaf = leaves(dtype)[path]
         assert (loaded[path].shape, loaded[path].dtype) == (leaf.shape, leaf.dtype)
         np.testing.assert_array_equal(loaded[path], tensor.read().astype(leaf.dtype))
 
 
-def test_float8_comes_with_its_scales(made: Path) -> None:
-    asked = wanted("float8")
-    loaded = folder.load(made, asked)
+def test_float8_comes_with_its_scales(folder: Path) -> None:
+    expected = leaves("float8")
+    loaded = load_pretrained(folder, expected)
     assert {p: (a.shape, a.dtype) for p, a in loaded.items()} == {
-        p: (leaf.shape, leaf.dtype) for p, leaf in asked.items()
+        p: (leaf.shape, leaf.dtype) for p, leaf in expected.items()
     }
-    stored = folder.tensors(made)
+    stored = pretrained_tensors(folder)
     for path in ("language/blocks/gate/kernel", "vision/blocks/q/kernel"):
         kernel, scale = float8.quantize(jnp.asarray(np.array(stored[path].read())))
         np.testing.assert_array_equal(loaded[path], kernel)
         np.testing.assert_array_equal(loaded[f"{path}_scale"], scale)
 
 
-def test_what_is_loaded_does_not_hang_on_the_file(made: Path, tmp_path: Path) -> None:
-    for file in made.iterdir():
+def test_loaded_arrays_do_not_depend_on_the_file(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    loaded = folder.load(tmp_path, wanted("float32"))
+    loaded = load_pretrained(tmp_path, leaves("float32"))
     expected = {path: np.array(array) for path, array in loaded.items()}
-    with (tmp_path / folder.WEIGHTS).open("r+b") as file:
-        file.write(b"\xff" * (tmp_path / folder.WEIGHTS).stat().st_size)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.write(b"\xff" * (tmp_path / WEIGHTS).stat().st_size)
     for path, array in loaded.items():
         np.testing.assert_array_equal(array, expected[path])
 
 
-def test_missing_and_misshapen_paths_are_all_listed(made: Path) -> None:
-    asked = wanted("float32")
-    asked["language/blocks/bias"] = jax.ShapeDtypeStruct((3, 4), "float32")
-    asked["vision/cheese"] = jax.ShapeDtypeStruct((1,), "float32")
-    asked["language/embedding"] = jax.ShapeDtypeStruct((63, 128), "float32")
+def test_missing_and_misshapen_paths_are_all_listed(folder: Path) -> None:
+    like = leaves("float32")
+    like["language/blocks/bias"] = jax.ShapeDtypeStruct((3, 4), "float32")
+    like["vision/cheese"] = jax.ShapeDtypeStruct((1,), "float32")
+    like["language/embedding"] = jax.ShapeDtypeStruct((63, 128), "float32")
     with pytest.raises(UserError) as error:
-        folder.load(made, asked)
-    said = str(error.value)
-    assert "missing: language/blocks/bias, vision/cheese;" in said
-    assert "language/embedding: expected [63, 128], found [64, 128]" in said
-    assert "\n" not in said and "python -m mllm_act.import_hf" in said
+        load_pretrained(folder, like)
+    message = str(error.value)
+    assert "missing: language/blocks/bias, vision/cheese;" in message
+    assert "language/embedding: expected [63, 128], found [64, 128]" in message
+    assert "\n" not in message and "python -m mllm_act.import_hf" in message
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    for ask in (lambda p: folder.load(p, {}), folder.paths, folder.text_tokenizer):
+    def load(path: Path) -> None:
+        load_pretrained(path, {})
+
+    for read in (load, pretrained_paths, pretrained_text_tokenizer):
         with pytest.raises(
             UserError, match="expected a folder of pretrained weights.*make pretrained"
         ):
-            ask(tmp_path / "none")
+            read(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "weights.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("kept", [None, 50])
-def test_a_folder_that_is_not_whole(
-    made: Path, tmp_path: Path, name: str, kept: int | None
-) -> None:
-    shutil.copytree(made, tmp_path / "cut")
+def test_an_incomplete_folder(folder: Path, tmp_path: Path, name: str, kept: int | None) -> None:
+    shutil.copytree(folder, tmp_path / "cut")
     file = tmp_path / "cut" / name
     whole = file.read_bytes()
     file.unlink()
-    if (
-        kept is not None and name != "tokenizer.json"
-    ):  # whose text is the tokenizer library's to read
+    if kept is not None and name != "tokenizer.json":  # read by the tokenizers library
         file.write_bytes(whole[:kept])
     with pytest.raises(UserError, match="cut"):
-        folder.load(tmp_path / "cut", {})
+        load_pretrained(tmp_path / "cut", {})
 
 
 CHILD = """
@@ -135,20 +144,20 @@ import numpy as np
 
 sys.path.insert(0, sys.argv[2])
 from mllm_act.training import sharding
-from mllm_act.weights import folder
-from test_folder import wanted
+from mllm_act.weights.folder import load_pretrained
+from test_folder import leaves
 
 mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
 path = Path(sys.argv[1])
 for dtype in ("bfloat16", "float8"):
-    asked = wanted(dtype)
-    places = sharding.of_parameters(asked, mesh)
-    asked = {
-        p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=places[p]) for p, s in asked.items()
+    shardings = sharding.of_parameters(leaves(dtype), mesh)
+    like = {
+        p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p])
+        for p, s in leaves(dtype).items()
     }
-    loaded, plain = folder.load(path, asked), folder.load(path, wanted(dtype))
+    loaded, plain = load_pretrained(path, like), load_pretrained(path, leaves(dtype))
     for p, array in loaded.items():
-        assert array.sharding == asked[p].sharding, p
+        assert array.sharding == like[p].sharding, p
         np.testing.assert_array_equal(array, plain[p], err_msg=p)
     kernel = loaded["language/blocks/gate/kernel"]
     assert len({str(s.index) for s in kernel.addressable_shards}) == 4
@@ -156,10 +165,10 @@ print("ok")
 """
 
 
-def test_arrays_come_to_the_sharding_asked_for(made: Path) -> None:
+def test_arrays_have_the_given_sharding(folder: Path) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(made), str(here)],
+        [sys.executable, "-c", CHILD, str(folder), str(here)],
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         capture_output=True,
         text=True,

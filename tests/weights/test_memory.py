@@ -1,7 +1,7 @@
-"""Peak host memory of import and of loading, each measured in a process of its own.
+"""Peak host memory of importing and loading, each measured in its own process.
 
-On the CPU the devices' memory is the host's, so what is loaded counts in the process; it is taken off, for it is "what
-is already on host". Pages of mapped files count too while they are mapped, as the system counts them.
+On the CPU the loaded arrays are in host memory too, so their size is subtracted. Pages of mapped files count while they
+are mapped.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ import pytest
 
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.models.presets import PRESETS
-from mllm_act.weights import names, safetensors, shapes
+from mllm_act.weights import names, safetensors
+from mllm_act.weights.shapes import pretrained_shapes
 from mllm_act.weights.tensors import Tensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 MEGABYTE = 1 << 20
 LARGEST = 64 * MEGABYTE  # the embedding
-# What is there beside tensors: compiled programs, buffers of the allocator, Python objects. Measured 5 to 15 MB.
+# Everything but tensors: compiled programs, the allocator's buffers, Python objects. Measured: 5 to 15 MB.
 SLACK = 24 * MEGABYTE
 
 CHILD = """
@@ -37,50 +38,52 @@ def memory(field):
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 from mllm_act.models.mllm import MLLMConfig
-from mllm_act.weights import folder, huggingface, shapes
+from mllm_act.weights import huggingface
 from mllm_act.weights.convert import convert
+from mllm_act.weights.folder import load_pretrained
+from mllm_act.weights.shapes import pretrained_shapes
 
 what, dtype, config, source, out = sys.argv[1:]
 config = MLLMConfig.from_dict(json.loads(config))
-wanted = {
+like = {
     path: jax.ShapeDtypeStruct(shape, "float32")
-    for path, shape in shapes.imported(config, projector=False).items()
+    for path, shape in pretrained_shapes(config, projector=False).items()
 }
-jax.jit(lambda x: x + 1)(0.0)  # the backend starts
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+jax.jit(lambda x: x + 1)(0.0)  # starts the backend
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = memory("VmRSS")
-held = 0
+arrays = 0
 if what == "import":
     convert(config, [huggingface.read(Path(source), source)], Path(out), dtype or None)
 else:
-    loaded = folder.load(Path(out), wanted)
-    held = sum(array.nbytes for array in loaded.values())
-print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
+    loaded = load_pretrained(Path(out), like)
+    arrays = sum(array.nbytes for array in loaded.values())
+print(json.dumps({"peak": memory("VmHWM") - before, "arrays": arrays}))
 """
 
 
 def big() -> MLLMConfig:
     """A Llama whose tensors are large beside everything else, with a small CLIP."""
-    made = PRESETS["tiny"].model
+    tiny = PRESETS["tiny"].model
     language = dataclasses.replace(
-        made.language, vocabulary=16384, width=1024, mlp_width=4096, layers=3, heads=8, tied=False
+        tiny.language, vocabulary=16384, width=1024, mlp_width=4096, layers=3, heads=8, tied=False
     )
-    return dataclasses.replace(made, language=language)
+    return dataclasses.replace(tiny, language=language)
 
 
 def write_source(config: MLLMConfig, path: Path) -> None:
     """A LLaVA of random numbers in two shards, written tensor by tensor."""
-    wanted = shapes.imported(config, projector=False)
-    kinds: dict[str, Tensor] = {}
-    for name, place in names.places(config, projector=False).items():
-        shape = wanted[place.path] if place.layer is None else wanted[place.path][1:]
-        theirs = names.their_shape(place.path, shape, config.vision.family)
-        kinds[name] = Tensor(theirs, np.dtype(np.float32), lambda s=theirs: np.ones(s, np.float32))
-    assert max(tensor.bytes for tensor in kinds.values()) == LARGEST
+    shapes = pretrained_shapes(config, projector=False)
+    header: dict[str, Tensor] = {}
+    for name, target in names.targets(config, projector=False).items():
+        shape = shapes[target.path] if target.layer is None else shapes[target.path][1:]
+        theirs = names.their_shape(target.path, shape, config.vision.family)
+        header[name] = Tensor(theirs, np.dtype(np.float32), lambda s=theirs: np.ones(s, np.float32))
+    assert max(tensor.bytes for tensor in header.values()) == LARGEST
     path.mkdir()
     index = {}
     for shard in range(2):
-        part = dict(list(kinds.items())[shard::2])
+        part = dict(list(header.items())[shard::2])
 
         def values(part: dict[str, Tensor] = part) -> Iterator[tuple[str, np.ndarray]]:
             for name, tensor in part.items():
@@ -105,11 +108,11 @@ def write_source(config: MLLMConfig, path: Path) -> None:
     }))  # fmt: skip
 
 
-def test_import_and_loading_hold_at_most_two_of_the_largest_tensors(tmp_path: Path) -> None:
+def test_import_and_loading_take_at_most_two_of_the_largest_tensors(tmp_path: Path) -> None:
     config = big()
     write_source(config, tmp_path / "source")
     description = json.dumps(dataclasses.asdict(config))
-    found = {}
+    figures = {}
     for what, dtype in (("import", ""), ("import", "bfloat16"), ("load", "")):
         out = tmp_path / f"out{dtype}"
         arguments = [what, dtype, description, str(tmp_path / "source"), str(out)]
@@ -117,9 +120,9 @@ def test_import_and_loading_hold_at_most_two_of_the_largest_tensors(tmp_path: Pa
             [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        found[f"{what} {dtype}"] = json.loads(done.stdout)
-    print({w: {k: round(v / MEGABYTE) for k, v in f.items()} for w, f in found.items()})
-    assert found["import "]["held"] == 0
-    assert found["load "]["held"] > 4 * LARGEST  # or the bound would say little
-    for figures in found.values():
-        assert figures["peak"] - figures["held"] <= 2 * LARGEST + SLACK, found
+        figures[f"{what} {dtype}"] = json.loads(done.stdout)
+    print({w: {k: round(v / MEGABYTE) for k, v in f.items()} for w, f in figures.items()})
+    assert figures["import "]["arrays"] == 0
+    assert figures["load "]["arrays"] > 4 * LARGEST  # or the bound would mean little
+    for figure in figures.values():
+        assert figure["peak"] - figure["arrays"] <= 2 * LARGEST + SLACK, figures

@@ -1,4 +1,4 @@
-"""Our reader and writer against the package's, and files that are cut off anywhere."""
+"""Our reader and writer against the safetensors package, and files cut off at any length."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, n
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    kinds = {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
-    safetensors.write(path, kinds, arrays.items())
+    header = {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
+    safetensors.write(path, header, arrays.items())
 
 
 @settings(max_examples=30, deadline=None)
@@ -25,21 +25,21 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     shapes=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=4),
     dtype=st.sampled_from(DTYPES),
 )
-def test_what_is_written_is_read(
+def test_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: type
 ) -> None:
-    draw = np.random.default_rng(0)
-    arrays = {f"a.{i}": draw.normal(size=shape).astype(dtype) for i, shape in enumerate(shapes)}
+    rng = np.random.default_rng(0)
+    arrays = {f"a.{i}": rng.normal(size=shape).astype(dtype) for i, shape in enumerate(shapes)}
     path = tmp_path_factory.mktemp("st") / "x.safetensors"
     write(path, arrays)
-    found = safetensors.read(path)
-    assert list(found) == list(arrays)
+    tensors = safetensors.read(path)
+    assert list(tensors) == list(arrays)
     for name, array in arrays.items():
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
-        np.testing.assert_array_equal(found[name].read(), array)
+        assert (tensors[name].shape, tensors[name].dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(tensors[name].read(), array)
 
 
-def test_the_package_reads_ours_and_we_read_the_packages(tmp_path: Path) -> None:
+def test_files_are_compatible_with_the_package(tmp_path: Path) -> None:
     package = pytest.importorskip("safetensors.numpy")
     arrays = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -56,8 +56,8 @@ def test_the_package_reads_ours_and_we_read_the_packages(tmp_path: Path) -> None
 
 def test_a_tensor_may_come_in_parts(tmp_path: Path) -> None:
     whole = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
-    kinds = {"x": Tensor(whole.shape, whole.dtype, lambda: whole)}
-    safetensors.write(tmp_path / "x", kinds, (("x", part) for part in whole))
+    header = {"x": Tensor(whole.shape, whole.dtype, lambda: whole)}
+    safetensors.write(tmp_path / "x", header, (("x", part) for part in whole))
     np.testing.assert_array_equal(safetensors.read(tmp_path / "x")["x"].read(), whole)
 
 

@@ -1,20 +1,17 @@
 """BabyAI (arXiv 1810.08272; package ``minigrid`` 3.2): the five families of arXiv 2406.07904.
 
-What was decided, once, for demonstrations and evaluation alike:
+Conventions, the same for demonstrations and evaluation:
 
-* The action is an index into `SPEC.choices`, held as float32[1] like any other action. A number
-  that is no index is an error; nothing is rounded or clipped.
-* The picture is the agent's room from above, 8 x 8 cells of 25 pixels, all of it lit. In ``open``
-  the locked door is in a wall of that room; the empty room behind it is not shown, since the
-  episode ends when the door opens.
-* The instruction is the episode's own, in minigrid's wording. In the split ``synonyms`` the
-  layouts are those of ``test`` and only the words differ (`levels.SYNONYMS`). Missions with
-  nothing to replace (``open the door``) stay as they are.
-* An episode is drawn from (task, configuration, seed). A configuration of one split is in no other
-  one, so demonstrations and evaluation share no episode, whatever their seeds.
-* Success ends an episode. Reward: 1 - 0.9 t / 50 then, 0 before.
-* There is no proprioception. One number that is always 0 stands for it, because TensorFlow cannot
-  parse a feature of no numbers.
+* The action is an index into `SPEC.choices`, stored as float32[1] like any other action. A number that is not an index
+  is an error; nothing is rounded or clipped.
+* The image shows the agent's room from above, 8 x 8 cells of 25 pixels, fully lit. In ``open`` the locked door is in a
+  wall of that room; the empty room behind it is not shown, because the episode ends when the door opens.
+* Every episode has its own instruction, in minigrid's wording. The split ``synonyms`` has the layouts of ``test`` in
+  other words (`levels.SYNONYMS`). Missions without a word to replace (``open the door``) are unchanged.
+* An episode is determined by (task, configuration, seed). The configurations of the splits are disjoint, so
+  demonstrations and evaluation share no episode, whatever their seeds.
+* An episode ends with success at step t; the reward is then 1 - 0.9 t / 50, and 0 before.
+* There is no proprioception. A constant 0 replaces it, because TensorFlow cannot parse a feature without numbers.
 """
 
 import zlib
@@ -51,7 +48,7 @@ INSTRUCTIONS = {
     "open": "open the <color> door",
 }
 GROUPS: dict[str, tuple[str, ...]] = {"all": tuple(INSTRUCTIONS)}
-EVALUATION = 200  # episodes a task, as in the paper
+EVALUATION = 200  # episodes per task, as in the paper
 SPLITS = {
     "train": range(0, 1000),
     "test": range(1000, 1000 + EVALUATION),
@@ -61,11 +58,12 @@ CELL = SPEC.image_size // 8  # pixels
 
 
 def make(render: bool = True) -> "BabyAIEnv":
+    """Returns a simulator."""
     return BabyAIEnv(render)
 
 
 def layout_seed(task: str, configuration: int, seed: int) -> int:
-    """The seed of a layout, from these three only. Those of ``synonyms`` are those of ``test``."""
+    """Returns the seed of the layout, a function of the arguments only. ``synonyms`` has the layouts of ``test``."""
     if configuration in SPLITS["synonyms"]:
         configuration -= EVALUATION
     entropy = np.random.SeedSequence([seed, zlib.crc32(task.encode()), configuration])
@@ -73,7 +71,7 @@ def layout_seed(task: str, configuration: int, seed: int) -> int:
 
 
 class BabyAIEnv:
-    """One simulator; the expert's second copy of an episode is made when it is first asked."""
+    """One simulator. The expert plays its own copy of the episode, which is made when it is first asked."""
 
     spec = SPEC
 
@@ -118,14 +116,14 @@ class BabyAIEnv:
         return self._observe(self._level)
 
     def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:
-        """Acts once: float32[1], an index into ``spec.choices``.
+        """Executes one action: float32[1], an index into ``spec.choices``.
 
         Returns:
-          The observation after it, the reward, and whether the mission is done.
+          The next observation, the reward, and whether the mission is accomplished.
 
         Raises:
           UserError: not the index of an action.
-          RuntimeError: no reset before, or the episode is over.
+          RuntimeError: the environment was not reset, or the episode is over.
         """
         if self._level is None or self._over:
             raise RuntimeError(f"{self._where}: step {len(self._taken)} without a reset")
@@ -136,10 +134,10 @@ class BabyAIEnv:
         return self._observe(self._level), float(reward), bool(success)
 
     def expert_action(self) -> np.ndarray:
-        """float32[1] of minigrid's BabyAI bot for this state.
+        """Returns the action of minigrid's BabyAI bot for this state, float32[1].
 
         Raises:
-          ExpertFailed: the bot has none, or was still planning at its cap.
+          ExpertFailed: the bot has no action, or reached its planning limit.
         """
         from mllm_act.envs.babyai import expert, levels
 
@@ -153,9 +151,9 @@ class BabyAIEnv:
         images = {}
         if self._render:
             x, y = level.agent_pos
-            picture = level.grid.render(CELL, (x, y), level.agent_dir)
+            image = level.grid.render(CELL, (x, y), level.agent_dir)
             left = level.left * CELL
-            images["top"] = np.ascontiguousarray(picture[:, left : left + SPEC.image_size])
+            images["top"] = np.ascontiguousarray(image[:, left : left + SPEC.image_size])
         return {
             "images": images,
             "proprio": np.zeros(1, np.float32),

@@ -1,8 +1,8 @@
-"""minigrid's BabyAI bot as an expert that cannot hang.
+"""minigrid's BabyAI bot as an expert that always returns.
 
-The bot can plan in circles for ever, stop with an assertion, or say ``done``, which is no action
-here. Each of these is an `ExpertFailed`. The cap counts the rounds of planning, not seconds: the
-same episode is then recorded, or given up, on a slow machine as on a fast one.
+The bot can plan in an endless loop, fail an assertion, or return ``done``, which is not an action here. Each of these
+raises `ExpertFailed`. The limit counts rounds of planning and not seconds, so that slow and fast machines record and
+discard the same episodes.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from mllm_act.envs.base import ExpertFailed
 
-ROUNDS = 500  # of planning before one action, 0.05 s; the most seen in 1,500 demonstrations is 9
+ROUNDS = 500  # of planning per action (0.05 s); the maximum in 1,500 demonstrations is 9
 
 
 class _Plan(list[Any]):
-    """The bot's stack of subgoals. The bot asks whether it is empty once in every round."""
+    """The bot's stack of subgoals. The bot checks once per round whether it is empty."""
 
     rounds = 0
 
@@ -29,11 +29,14 @@ class _Plan(list[Any]):
 
 
 class Expert:
-    """The bot in an episode of its own, a copy of the one that it advises."""
+    """The bot, playing a copy of the episode for which it chooses actions."""
 
     def __init__(self, level: RoomGridLevel, actions: int) -> None:
-        """``level`` at its start, for the expert alone; ``actions``: how many of minigrid's may be
-        used.
+        """Takes over ``level``.
+
+        Args:
+          level: at its start, used by nothing else.
+          actions: only the first ``actions`` of minigrid's actions are valid.
         """
         self._level = level
         self._bot = BabyAIBot(level)
@@ -46,7 +49,7 @@ class Expert:
     def advise(self, taken: Sequence[int]) -> int:
         """Returns the action for the state after ``taken``, all actions since the start.
 
-        The bot sees each of them, since it keeps in mind what is done already.
+        The bot is shown every one of them, because it keeps track of what is already done.
 
         Raises:
           ExpertFailed: the bot has no action for this state or an earlier one.
@@ -65,9 +68,9 @@ class Expert:
                 action = int(self._bot.replan(self._taken))
             except ExpertFailed:
                 raise
-            except Exception as error:  # whatever it is, of the bot's own
+            except Exception as error:  # the bot may raise anything
                 raise ExpertFailed(f"the bot stopped with {error!r}") from error
             if action >= self._actions:
-                raise ExpertFailed("the bot thinks that the mission is done")
+                raise ExpertFailed("the bot considers the mission done")
             self._advice = action
         return self._advice

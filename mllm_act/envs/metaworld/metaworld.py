@@ -1,19 +1,18 @@
-"""Meta-World (arXiv 1910.10897; package ``metaworld`` 3.1.1): 45 training and 5 held-out tasks of a
-Sawyer arm.
+"""Meta-World (arXiv 1910.10897; package ``metaworld`` 3.1.1): 45 training and 5 held-out tasks of a Sawyer arm.
 
-What was decided, once, for demonstrations and evaluation alike:
+Conventions, the same for demonstrations and evaluation:
 
-* Camera ``corner4`` at 200 x 200. It is mounted upside down (a roll of 180 degrees), so its picture
-  is turned by 180 degrees: upright and not mirrored, the robot's base at the left. (Papers with
-  mujoco-py flipped it vertically instead, which is upright but mirrored.)
-* Goal markers are drawn where the task has its goal. Meta-World's own ``step`` puts them there and
-  then loses it for assembly, disassemble, coffee-button, door-lock, door-unlock, pick-out-of-hole
-  and sweep, where a policy with nothing but the picture could then not know the goal.
-* 50 start/goal configurations a task from ``MT1(task, seed=CONFIG_SEED)``; they fix an episode
-  wholly, the seed of ``reset`` changes nothing. (ML45's constructor draws the like for all tasks,
-  but takes half a minute.)
-* The expert sees the whole state with the goal; a policy sees the picture and the hand: xyz in
-  metres and the opening of the gripper, 0 (shut) to 1 (0.1 m).
+* The camera is ``corner4`` at 200 x 200. It is mounted upside down, so its image is rotated by 180 degrees: upright
+  and not mirrored, with the robot's base at the left. (Papers with mujoco-py flipped it vertically instead, which is
+  upright but mirrored.)
+* Goal markers are drawn at the goal of the task. Meta-World's own ``step`` puts them there and then loses them for
+  assembly, disassemble, coffee-button, door-lock, door-unlock, pick-out-of-hole and sweep, so that a policy that only
+  sees the image could not know the goal.
+* Each task has the 50 start/goal configurations of ``MT1(task, seed=CONFIG_SEED)``. They determine the episode
+  completely; the seed of ``reset`` has no effect. (ML45's constructor samples similar ones for all tasks, but takes
+  half a minute.)
+* The expert sees the whole state and the goal; a policy sees the image and the hand: xyz in metres and the opening of
+  the gripper, from 0 (closed) to 1 (0.1 m).
 """
 
 import functools
@@ -22,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from mllm_act.envs import mujoco_rendering as rendering
 from mllm_act.envs.base import EnvObservation, EnvSpec, check_action
 from mllm_act.envs.metaworld import tasks
+from mllm_act.envs.mujoco_rendering import Renderer, import_mujoco, shared_renderer
 from mllm_act.errors import UserError, nearest
 
 SPEC = EnvSpec(
@@ -52,14 +51,14 @@ CONFIG_SEED = 0
 
 
 def make(render: bool = True) -> "MetaWorldEnv":
+    """Returns a simulator."""
     return MetaWorldEnv(render)
 
 
 @functools.cache
 def _import_metaworld() -> Any:
-    rendering.import_mujoco()  # metaworld imports it too, but its error would not say what to do
-    # The experts warn at nearly every step that their action exceeds the box; it is clipped, so
-    # this says nothing.
+    import_mujoco()  # metaworld imports it too, but without an error that states the fix
+    # The experts warn at nearly every step that their action exceeds the bounds; it is clipped anyway.
     warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high")
     import metaworld
     import metaworld.policies
@@ -69,12 +68,12 @@ def _import_metaworld() -> Any:
 
 @functools.cache
 def _configurations(task: str) -> list[Any]:
-    """The task's 50 configurations, about 0.4 s the first time in a process."""
+    """Returns the task's 50 configurations; takes about 0.4 s the first time in a process."""
     return list(_import_metaworld().MT1(task, seed=CONFIG_SEED).train_tasks)
 
 
 class MetaWorldEnv:
-    """One simulator; holds the model of one task at a time (22 MB, about 0.2 s to change it)."""
+    """One simulator, with the model of one task at a time (22 MB; changing it takes about 0.2 s)."""
 
     spec = SPEC
 
@@ -84,15 +83,15 @@ class MetaWorldEnv:
         self._where = "before reset"
         self._simulator: Any = None
         self._expert: Any = None
-        self._renderer: rendering.Renderer | None = None
+        self._renderer: Renderer | None = None
         self._state = np.zeros(39)
         self._steps = 0
 
     def reset(self, task: str, configuration: int, seed: int) -> EnvObservation:
-        """Starts an episode; (task, configuration) fix it, ``seed`` is of no effect here.
+        """Starts an episode, determined by the task and configuration; ``seed`` has no effect.
 
         Raises:
-          UserError: no such task or configuration, or nothing to render with.
+          UserError: no such task or configuration, or rendering does not work on this machine.
         """
         if task not in INSTRUCTIONS:
             raise UserError(f"no task {task!r} in metaworld: {nearest(task, INSTRUCTIONS)}")
@@ -115,19 +114,18 @@ class MetaWorldEnv:
         self._expert = metaworld.policies.ENV_POLICY_MAP[task]()
         if self._render:
             model = self._simulator.model
-            self._renderer = rendering.shared_renderer(task, model, SPEC.image_size)
+            self._renderer = shared_renderer(task, model, SPEC.image_size)
         self._task = task
 
     def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:
-        """Acts once: float32[4], clipped to [-1, 1], held for 1/80 s.
+        """Executes one action, float32[4], clipped to [-1, 1], for 1/80 s.
 
         Returns:
-          The observation after it, Meta-World's shaped reward in [0, 10], and whether its success
-          test holds now.
+          The next observation, Meta-World's shaped reward in [0, 10], and whether the task is solved at this step.
 
         Raises:
           UserError: an action of another shape or not finite.
-          RuntimeError: no reset before, or more than ``spec.horizon`` steps since.
+          RuntimeError: the environment was not reset, or more than ``spec.horizon`` steps ago.
         """
         if self._simulator is None or self._steps >= SPEC.horizon:
             raise RuntimeError(f"{self._where}: step {self._steps} without a reset")
@@ -137,8 +135,9 @@ class MetaWorldEnv:
         return self._observe(), float(reward), bool(info["success"])
 
     def expert_action(self) -> np.ndarray:
-        """float32[4] of Meta-World's scripted policy for this state (it asks for up to 25; clipped
-        to the box).
+        """Returns the action of Meta-World's scripted policy for this state: float32[4], clipped to the bounds.
+
+        Before clipping, components reach 25.
         """
         action = self._expert.get_action(self._state)
         return check_action(SPEC, action, f"{self._where}, expert at step {self._steps}")
@@ -149,8 +148,8 @@ class MetaWorldEnv:
             for site, position in self._goal_markers():
                 self._simulator.data.site(site).xpos = position[:3]
             for camera in SPEC.cameras:
-                picture = self._renderer.render(self._simulator.model, self._simulator.data, camera)
-                images[camera] = np.ascontiguousarray(picture[::-1, ::-1])
+                image = self._renderer.render(self._simulator.model, self._simulator.data, camera)
+                images[camera] = np.ascontiguousarray(image[::-1, ::-1])
         return {
             "images": images,
             "proprio": self._state[:4].astype(np.float32),
@@ -158,7 +157,7 @@ class MetaWorldEnv:
         }
 
     def _goal_markers(self) -> list[tuple[str, np.ndarray]]:
-        if self._task == "pick-out-of-hole-v3":  # Meta-World has it at one place for all goals
+        if self._task == "pick-out-of-hole-v3":  # Meta-World draws it at one position for all goals
             return [("goal", self._simulator._target_pos)]
         return list(self._simulator._target_site_config)
 

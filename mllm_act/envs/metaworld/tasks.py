@@ -1,6 +1,4 @@
-"""Meta-World's ML45 tasks, each with the one sentence a policy is given (arXiv 1910.10897,
-appendix, is the manner).
-"""
+"""Meta-World's ML45 tasks with their instructions, in the style of arXiv 1910.10897, appendix."""
 
 # 45 training tasks of ML45.
 TRAIN: dict[str, str] = {

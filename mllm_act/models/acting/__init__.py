@@ -1,1 +1,1 @@
-"""Inference: fused matrices and decode kernels."""
+"""The model at inference: fused matrices and decode kernels. Training knows nothing of it."""

@@ -1,81 +1,103 @@
-"""The bridge from vision to language: LLaVA's projector, Perceiver, mixer or FiLM, in the order the config names."""
+"""The bridge from vision to language: parts in the order that the config names them."""
 
-import jax
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mllm_act.errors import UserError
-from mllm_act.models.bridge.film import Film, FilmConfig
-from mllm_act.models.bridge.mixer import Mixer, MixerConfig
-from mllm_act.models.bridge.perceiver import Perceiver, PerceiverConfig
-from mllm_act.models.layers import Linear
+from mllm_act.models.bridge.film import Film
+from mllm_act.models.bridge.mixer import Mixer
+from mllm_act.models.bridge.part import BridgePart, PartShape
+from mllm_act.models.bridge.perceiver import Perceiver
+from mllm_act.models.bridge.projector import Projector
 
-PARTS = ("projector", "perceiver", "mixer", "film")
+# A new part is one file and one line here.
+PARTS: dict[str, type[BridgePart]] = {
+    "projector": Projector,
+    "perceiver": Perceiver,
+    "mixer": Mixer,
+    "film": Film,
+}
+
+Sizes = tuple[tuple[str, Any], ...]  # (name of a part, its Config) pairs
 
 
-class Projector(nnx.Module):
-    """LLaVA-1.5's projector: two layers with GELU between, for each feature by itself (arXiv 2310.03744)."""
+def part_config(name: str, sizes: Sizes) -> Any:
+    """Returns the config of a part: the one in ``sizes``, or that of its defaults."""
+    return dict(sizes).get(name) or PARTS[name].Config()
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
-        self.layer1 = Linear(inputs, outputs, bias=True, rngs=rngs)
-        self.layer2 = Linear(outputs, outputs, bias=True, rngs=rngs)
 
-    def __call__(self, features: Float[Array, "B N F"]) -> Float[Array, "B N D"]:
-        return self.layer2(jax.nn.gelu(self.layer1(features), approximate=False))
+def shapes(
+    parts: tuple[str, ...], sizes: Sizes, positions: int, features: int, tokens: int
+) -> dict[str, PartShape]:
+    """Returns what each part is placed between, the first part first.
+
+    The last part puts out the language model's width, and so does the projector. Others keep the features' width.
+
+    Args:
+      parts: their names.
+      sizes: of the parts.
+      positions: the features of an image.
+      features: their width.
+      tokens: the width of the language model's embeddings.
+    """
+    result, width = {}, features
+    for i, name in enumerate(parts):
+        outputs = tokens if i + 1 == len(parts) or name == "projector" else features
+        result[name] = PartShape(positions, width, outputs, tokens)
+        positions = PARTS[name].positions_out(part_config(name, sizes), positions)
+        width = outputs
+    return result
+
+
+def latents_per_image(parts: tuple[str, ...], sizes: Sizes, positions: int) -> int:
+    """Returns how many embeddings one image becomes."""
+    for name in parts:
+        positions = PARTS[name].positions_out(part_config(name, sizes), positions)
+    return positions
+
+
+def check_parts(parts: tuple[str, ...]) -> None:
+    """Raises UserError if a part does not exist or occurs twice, there is none, or a grid comes too late."""
+    if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+        raise UserError(
+            f"bridge: expected one or more of {', '.join(PARTS)}, each once, found {','.join(parts)!r}"
+        )
+    for name in parts[1:]:
+        if PARTS[name].needs_grid:
+            raise UserError(
+                f"bridge: expected {name} first, where features still form a grid, found {','.join(parts)!r}"
+            )
 
 
 class Bridge(nnx.Module):
-    """Features of one image to latents of the language model's width.
-
-    A part that comes before the projector stays at the features' width.
-    """
+    """Features of one image to latents of the language model's width."""
 
     def __init__(
         self,
         parts: tuple[str, ...],
-        perceiver: PerceiverConfig,
-        mixer: MixerConfig,
-        film: FilmConfig,
+        sizes: Sizes,
         positions: int,
-        feature_width: int,
-        output_width: int,
+        features: int,
+        tokens: int,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the parts; ``positions`` is how many features an image has.
+        """Makes the parts; the arguments are those of ``shapes``.
 
         Raises:
-          UserError: if a part does not exist or comes twice, or there is none, or film is not the first.
+          UserError: if the parts do not fit together.
         """
-        if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
-            raise UserError(
-                f"bridge: expected some of {', '.join(PARTS)} in the order they come, found {','.join(parts)!r}"
-            )
-        if "film" in parts[1:]:
-            raise UserError(
-                f"bridge: expected film at the beginning, where features are still a grid, found {','.join(parts)!r}"
-            )
+        check_parts(parts)
         self.parts = parts
-        width = feature_width
-        for i, part in enumerate(parts):
-            last = i + 1 == len(parts)
-            out = output_width if last or part == "projector" else feature_width
-            if part == "projector":
-                self.projector = Projector(width, out, rngs)
-            elif part == "perceiver":
-                self.perceiver = Perceiver(perceiver, width, out, rngs)
-                positions = perceiver.latents
-            elif part == "mixer":
-                self.mixer = Mixer(mixer, positions, width, out, rngs)
-                positions = mixer.latents
-            else:
-                self.film = Film(film, positions, width, output_width, out, rngs)
-                positions = film.latents
-            width = out
+        for name, shape in shapes(parts, sizes, positions, features, tokens).items():
+            setattr(self, name, PARTS[name](part_config(name, sizes), shape, rngs))
 
     @property
-    def reads_instruction(self) -> bool:
-        """Whether a part needs the instruction."""
-        return "film" in self.parts
+    def reader(self) -> BridgePart | None:
+        """The part that reads the instruction, if there is one."""
+        readers = [name for name in self.parts if PARTS[name].reads_instruction]
+        return getattr(self, readers[0]) if readers else None
 
     def __call__(
         self,
@@ -84,16 +106,8 @@ class Bridge(nnx.Module):
         *,
         remat: str = "none",
     ) -> Float[Array, "B L D"]:
-        """Runs the parts; ``instruction`` is what each image is seen with, needed where ``reads_instruction``."""
+        """Runs the parts; ``instruction`` comes from ``reader``, where there is one."""
         x = features
-        for part in self.parts:
-            if part == "projector":
-                x = self.projector(x)
-            elif part == "perceiver":
-                x = self.perceiver(x, remat=remat)
-            elif part == "mixer":
-                x = self.mixer(x)
-            else:
-                assert instruction is not None, "MLLM.instruction gives it"
-                x = self.film(x, instruction)
+        for name in self.parts:
+            x = getattr(self, name)(x, instruction, remat=remat)
         return x

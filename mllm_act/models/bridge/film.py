@@ -1,12 +1,12 @@
-"""FiLM: a bridge that reads the instruction before it makes latents of an image.
+"""FiLM: a bridge part that reads the instruction before it makes latents of an image.
 
-A few queries look for what the instruction is about among the language model's hidden states of its tokens, after the
-first layers, where a word is still much like the words that mean the same (docs/performance.md). Blocks over the grid
-of an image's features follow, whose channels that scales and shifts (FiLM, Perez et al. 2018, arXiv 1709.07871; for
-BabyAI in Chevalier-Boisvert et al. 2019, arXiv 1810.08272). Which features matter is settled here, while there is still
-one for each place; the language model sees latents of what it was told of. They are made of each channel's maximum over
-all places, as in BabyAI's own network: a channel can then say that something is anywhere ("what you look for is to your
-left"), and what teaches it so at one place holds for all.
+A few queries attend to the language model's hidden states of the instruction after its first layers, where a word is
+still close to words of the same meaning (docs/experiments.md). Their result scales and shifts the channels of blocks
+over the grid of image features (FiLM, Perez et al. 2018, arXiv 1709.07871; for BabyAI Chevalier-Boisvert et al. 2019,
+arXiv 1810.08272). So relevant features are selected while each grid cell still has its own; the language model sees
+latents of what the instruction is about. Latents are made of each channel's maximum over all cells, as in BabyAI's own
+network: a channel can say that something is anywhere in the image ("the target is to your left"), and what it learns in
+one cell holds for all.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mllm_act.errors import UserError
+from mllm_act.models.bridge.part import BridgePart, PartShape
 from mllm_act.models.layers import LayerNorm, Linear
 
 
@@ -26,12 +27,12 @@ class FilmConfig:
     """Sizes: ``blocks`` blocks of ``width`` channels, an MLP of ``mlp_width`` to ``latents`` latents.
 
     Attributes:
-      merge: how many places a side of the image's grid become one, whose features are put one after another.
-      instruction_layer: after how many of the language model's layers the instruction is read.
-      queries: how many there are.
-      neighbours: how many tokens before and as many after a token tell a query whether to look at it.
-      noise: standard deviation of what is added in training to normalised hidden states, so that words near those of
-        the demonstrations are taken for them.
+      merge: squares of ``merge`` x ``merge`` grid cells become one cell with their features concatenated.
+      instruction_layer: after how many layers of the language model the instruction is read.
+      queries: that attend to the instruction.
+      neighbours: tokens on either side of a token that are part of its key.
+      noise: standard deviation of the noise added to normalised hidden states in training, so that words close to
+        those of the demonstrations are treated alike.
     """
 
     width: int = 128
@@ -45,22 +46,22 @@ class FilmConfig:
     latents: int = 4
 
 
-def normalize_places(x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
-    """Gives each channel of each image mean 0 and variance 1 over its places, in float32.
+def normalize_cells(x: Float[Array, "B S S C"]) -> Float[Array, "B S S C"]:
+    """Gives each channel of each image mean 0 and variance 1 over the grid cells, in float32.
 
-    A norm over the channels of one place would undo much of a scale that singles channels out. Batch normalisation,
-    which FiLM was made with, would have an image's latents depend on the other images.
+    A norm over the channels of one cell would undo much of FiLM's scaling. With batch normalisation, which FiLM
+    originally uses, the latents of an image would depend on the other images.
     """
     x32 = x.astype(jnp.float32)
     mean, variance = x32.mean((1, 2), keepdims=True), x32.var((1, 2), keepdims=True)
     return ((x32 - mean) * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
 
 
-class Listener(nnx.Module):
-    """Queries, parameters each, that attend to the tokens of an instruction.
+class InstructionAttention(nnx.Module):
+    """Learned queries that attend to the tokens of an instruction.
 
-    Where they look depends on a token's neighbours as well: that a word between "the" and "ball" says what a ball is
-    like, is known of a word that was never trained on too. From scratch that is learnt too late (docs/performance.md).
+    A token's key includes its neighbours: that a word between "the" and "ball" describes the ball then holds for unseen
+    words too. A model trained from scratch learns this too late (docs/experiments.md).
     """
 
     def __init__(self, config: FilmConfig, token_width: int, rngs: nnx.Rngs) -> None:
@@ -77,7 +78,7 @@ class Listener(nnx.Module):
         exists: Bool[Array, "B N"],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B QC"]:
-        """Returns what the queries found, in float32; ``key`` turns the noise on."""
+        """Returns the values of the queries, in float32; ``key`` turns the noise on."""
         x = self.norm(tokens.astype(jnp.float32))
         if key is not None:
             x = x + self.noise * jax.random.normal(key, x.shape)
@@ -92,13 +93,13 @@ class Listener(nnx.Module):
 
 
 class FilmBlock(nnx.Module):
-    """The norm over places, FiLM and ReLU, then a 3 x 3 convolution, whose result is added to the input.
+    """Norm over cells, FiLM and ReLU, then a 3 x 3 convolution, added to the input.
 
-    In this order, FiLM picks among what is known of each place; the convolution then sees only what was picked.
+    In this order FiLM selects among the features of each cell, and the convolution sees only what was selected.
     """
 
     def __init__(self, width: int, instruction_width: int, rngs: nnx.Rngs) -> None:
-        # Small at first, or what has nothing to do with the instruction is learnt late.
+        # Small at first; otherwise what does not depend on the instruction is learned late.
         self.film = Linear(instruction_width, 2 * width, bias=True, scale=0.3, rngs=rngs)
         kernel = jax.random.normal(rngs.params(), (3, 3, width, width))
         self.kernel = nnx.Param(kernel * (9 * width) ** -0.5)
@@ -107,52 +108,63 @@ class FilmBlock(nnx.Module):
         self, x: Float[Array, "B S S C"], instruction: Float[Array, "B QC"]
     ) -> Float[Array, "B S S C"]:
         scale, shift = jnp.split(self.film(instruction)[:, None, None], 2, axis=-1)
-        y = jax.nn.relu(normalize_places(x) * (1 + scale) + shift)
+        y = jax.nn.relu(normalize_cells(x) * (1 + scale) + shift)
         kernel, layout = self.kernel[...].astype(x.dtype), ("NHWC", "HWIO", "NHWC")
         return x + jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
-class Film(nnx.Module):
+class Film(BridgePart):
     """Features of one image and an instruction to ``config.latents`` embeddings of the language model."""
 
-    def __init__(
-        self,
-        config: FilmConfig,
-        positions: int,
-        feature_width: int,
-        token_width: int,
-        output_width: int,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Makes the blocks; ``positions`` is how many features an image has, those of a square grid row by row.
+    Config = FilmConfig
+    needs_grid = True
+    reads_instruction = True
+
+    def __init__(self, config: FilmConfig, shape: PartShape, rngs: nnx.Rngs) -> None:
+        """Makes the blocks; the features are those of a square grid, row by row.
 
         Raises:
-          UserError: if ``config.merge`` does not divide the grid's side.
+          UserError: if ``config.merge`` does not divide the side of the grid.
         """
-        self.side, self.merge = math.isqrt(positions), config.merge
+        self.side, self.merge = math.isqrt(shape.positions), config.merge
         if self.side % self.merge:
             raise UserError(
-                f"film.merge: expected a divisor of the {self.side} places a side that an image has, found {self.merge}"
+                f"film.merge: expected a divisor of {self.side}, the side of an image's grid of features, found "
+                f"{self.merge}"
             )
-        self.norm = LayerNorm(feature_width)
-        self.listener = Listener(config, token_width, rngs)
-        self.input = Linear(feature_width * self.merge**2, config.width, bias=True, rngs=rngs)
+        self.norm = LayerNorm(shape.inputs)
+        self.listener = InstructionAttention(config, shape.tokens, rngs)
+        self.input = Linear(shape.inputs * self.merge**2, config.width, bias=True, rngs=rngs)
         self.hidden = Linear(config.width, config.width, bias=True, rngs=rngs)
         width = config.queries * config.width
         self.stages = nnx.List([
             FilmBlock(config.width, width, rngs) for _ in range(config.blocks)
         ])  # fmt: skip
         self.up = Linear(config.width, config.mlp_width, bias=True, rngs=rngs)
-        self.down = Linear(config.mlp_width, config.latents * output_width, bias=True, rngs=rngs)
+        self.down = Linear(config.mlp_width, config.latents * shape.outputs, bias=True, rngs=rngs)
         self.latents = config.latents
+        self.instruction_layer = config.instruction_layer
+
+    def attend_instruction(
+        self,
+        tokens: Float[Array, "B N T"],
+        exists: Bool[Array, "B N"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B C"]:
+        """See ``BridgePart.attend_instruction``."""
+        return self.listener(tokens, exists, key)
 
     def __call__(
-        self, features: Float[Array, "B N F"], instruction: Float[Array, "B QC"]
+        self,
+        features: Float[Array, "B N F"],
+        instruction: Float[Array, "B QC"] | None = None,
+        *,
+        remat: str = "none",
     ) -> Float[Array, "B L D_out"]:
-        """Makes latents; ``instruction`` is what the listener gives."""
+        assert instruction is not None, "it comes from attend_instruction"
         b, x = len(features), self.merged(features)
-        # A place's own features are worked out first: colour and shape are to be apart when FiLM picks.
-        x = jax.nn.relu(normalize_places(self.hidden(jax.nn.relu(normalize_places(x)))))
+        # Each cell's own features first: colour and shape should be separate when FiLM selects.
+        x = jax.nn.relu(normalize_cells(self.hidden(jax.nn.relu(normalize_cells(x)))))
         instruction = instruction.astype(x.dtype)
         for block in self.stages:
             x = block(x, instruction)
@@ -160,7 +172,22 @@ class Film(nnx.Module):
         return latents.reshape(b, self.latents, -1)
 
     def merged(self, features: Float[Array, "B N F"]) -> Float[Array, "B S S C"]:
-        """Returns the grid, of each square of ``merge`` x ``merge`` places one."""
+        """Returns the grid with each square of ``merge`` x ``merge`` cells as one cell."""
         b, side, merge = len(features), self.side // self.merge, self.merge
         x = self.norm(features).reshape(b, side, merge, side, merge, -1)
         return self.input(jnp.swapaxes(x, 2, 3).reshape(b, side, side, -1))
+
+    @staticmethod
+    def positions_out(config: FilmConfig, positions: int) -> int:
+        """See ``BridgePart.positions_out``."""
+        return config.latents
+
+    @staticmethod
+    def flops(config: FilmConfig, shape: PartShape) -> float:
+        """See ``BridgePart.flops``."""
+        width, side = config.width, math.isqrt(shape.positions) // config.merge
+        taps = (3 * side - 2) ** 2  # of all cells, those inside the grid
+        instruction = config.queries * width
+        cells = 2 * width * (shape.positions * shape.inputs + side**2 * width)
+        blocks = config.blocks * 2 * width * (taps * width + 2 * instruction)
+        return cells + blocks + 2 * config.mlp_width * (width + config.latents * shape.outputs)

@@ -1,8 +1,8 @@
 """The Perceiver resampler (Jaegle et al. 2021; Alayrac et al. 2022).
 
 Two layers turn the patch features of one image into 4 latents of the language model's width (arXiv 2406.07904,
-section 4.1 and appendix). It works at the vision encoder's width and projects up at the end, which is what the
-paper's budget of trainable parameters leaves room for.
+section 4.1 and appendix). It works at the vision encoder's width and projects up at the end, which fits the paper's
+number of trainable parameters.
 """
 
 import dataclasses
@@ -12,22 +12,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mllm_act.models.bridge.part import BridgePart, PartShape
 from mllm_act.models.layers import LayerNorm, Linear, attend, heads, scan, stack
 
 
 @dataclasses.dataclass(frozen=True)
 class PerceiverConfig:
-    """Sizes of the resampler."""
+    """Sizes of the resampler. The defaults are LLaVA-1.5's: the width and the MLP of CLIP ViT-L."""
 
-    width: int
-    heads: int
-    mlp_width: int
+    width: int = 1024
+    heads: int = 16
+    mlp_width: int = 4096
     latents: int = 4
     layers: int = 2
 
 
 class PerceiverBlock(nnx.Module):
-    """Latents attend to features and to each other, then pass an MLP."""
+    """Latents attend to features and to each other, followed by an MLP."""
 
     def __init__(self, config: PerceiverConfig, rngs: nnx.Rngs) -> None:
         d = config.width
@@ -55,25 +56,44 @@ class PerceiverBlock(nnx.Module):
         return latents + self.down(jax.nn.gelu(self.up(self.norm_mlp(latents))))
 
 
-class Perceiver(nnx.Module):
+class Perceiver(BridgePart):
     """Features of one image to ``config.latents`` embeddings of the language model."""
 
-    def __init__(
-        self, config: PerceiverConfig, feature_width: int, output_width: int, rngs: nnx.Rngs
-    ) -> None:
+    Config = PerceiverConfig
+
+    def __init__(self, config: PerceiverConfig, shape: PartShape, rngs: nnx.Rngs) -> None:
         d = config.width
-        self.input = None if feature_width == d else Linear(feature_width, d, rngs=rngs)
+        self.input = None if shape.inputs == d else Linear(shape.inputs, d, rngs=rngs)
         self.latents = nnx.Param(jax.random.normal(rngs.params(), (config.latents, d)))
         self.blocks = stack(lambda r: PerceiverBlock(config, r), config.layers, rngs)
         self.norm = LayerNorm(d)
-        self.output = Linear(d, output_width, rngs=rngs)
+        self.output = Linear(d, shape.outputs, rngs=rngs)
 
     def __call__(
-        self, features: Float[Array, "B N F"], *, remat: str = "none"
+        self,
+        features: Float[Array, "B N F"],
+        instruction: Float[Array, "B C"] | None = None,
+        *,
+        remat: str = "none",
     ) -> Float[Array, "B L D"]:
         x = features if self.input is None else self.input(features)
-        latents = jnp.broadcast_to(self.latents[...].astype(x.dtype), (len(x), *self.latents.shape))
+        queries = self.latents[...].astype(x.dtype)
+        latents = jnp.broadcast_to(queries, (len(x), *queries.shape))
         latents, _ = scan(
             self.blocks, lambda block, z, _: (block(z, x), None), latents, remat=remat
         )
         return self.output(self.norm(latents))
+
+    @staticmethod
+    def positions_out(config: PerceiverConfig, positions: int) -> int:
+        """See ``BridgePart.positions_out``."""
+        return config.latents
+
+    @staticmethod
+    def flops(config: PerceiverConfig, shape: PartShape) -> float:
+        """See ``BridgePart.flops``."""
+        d, latents, mlp = config.width, config.latents, config.mlp_width
+        seen = shape.positions + latents
+        layer = 2 * (2 * latents * d * d + 2 * seen * d * d + 2 * latents * d * mlp)
+        total = config.layers * (layer + 4 * latents * seen * d) + 2 * latents * d * shape.outputs
+        return total + (2 * shape.positions * shape.inputs * d if shape.inputs != d else 0)

@@ -1,4 +1,4 @@
-"""Bad data: each ends with one line that names file, key, expected, found and the mend."""
+"""Bad data: the error is one line with file, key, expected, found and fix."""
 
 import struct
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_action_that_is_not_finite(tmp_path: Path, value: float) -> None:
 
 
 def test_steps_missing_from_one_key(tmp_path: Path) -> None:
-    """An episode of one picture fewer than it has actions, as a broken converter might write it."""
+    """An episode with one image fewer than actions, as a broken converter might write it."""
     directory = tiny_rlds.write_lengths(tmp_path / "tiny", [[4]])
     path = shard(directory, 0)
     example = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(path)))).numpy())
@@ -107,7 +107,7 @@ def test_steps_missing_from_one_key(tmp_path: Path) -> None:
     fail(lambda: next(train(directory)), str(path), "record 0", f"{IMAGE}corner4 3", "action 4")
 
 
-def test_picture_of_another_size(tmp_path: Path) -> None:
+def test_image_of_another_size(tmp_path: Path) -> None:
     directory = tiny_rlds.write_lengths(tmp_path / "tiny", [[4]], size=16)
     features = directory / "features.json"
     features.write_text(features.read_text().replace('"16"', '"20"'))
@@ -159,4 +159,4 @@ def test_fewer_files_than_processes(directory: Path) -> None:
 
 
 def test_more_memory_than_the_host_has(directory: Path) -> None:
-    fail(lambda: train(directory, shuffle_mb=10**9), "shuffle_mb=1000000000", "lower")
+    fail(lambda: train(directory, shuffle_megabytes=10**9), "shuffle_megabytes=1000000000", "lower")

@@ -1,4 +1,4 @@
-"""Mixtures: what a batch holds of each dataset, and their batches side by side."""
+"""Mixtures: the share of each dataset in a batch, and the batches themselves."""
 
 import json
 import math
@@ -29,28 +29,28 @@ def test_shares_are_positive_multiples_in_order_of_weight(
     weights: dict[str, float], units: int, multiple: int
 ) -> None:
     assume(units >= len(weights))
-    found = shares(weights, units * multiple, multiple)
-    assert list(found) == list(weights) and sum(found.values()) == units * multiple
-    assert all(share > 0 and share % multiple == 0 for share in found.values())
+    result = shares(weights, units * multiple, multiple)
+    assert list(result) == list(weights) and sum(result.values()) == units * multiple
+    assert all(share > 0 and share % multiple == 0 for share in result.values())
     for a in weights:
         for b in weights:
-            assert weights[a] <= weights[b] or found[a] >= found[b]
+            assert weights[a] <= weights[b] or result[a] >= result[b]
 
 
 @given(weights_of, st.integers(1, 40), st.integers(1, 8))
 def test_shares_are_proportional_within_one_multiple(
     weights: dict[str, float], units: int, multiple: int
 ) -> None:
-    """The exact parts are c * weight, one multiple where that is less; c by bisection."""
+    """The exact shares are c * weight, or one multiple if that is less; c by bisection."""
     assume(units >= len(weights))
-    found = shares(weights, units * multiple, multiple)
+    result = shares(weights, units * multiple, multiple)
     low, high = 0.0, units / min(weights.values())
     for _ in range(200):
         c = (low + high) / 2
         above = sum(max(1.0, c * weight) for weight in weights.values()) > units
         low, high = (low, c) if above else (c, high)
     for name, weight in weights.items():
-        assert abs(found[name] / multiple - max(1.0, low * weight)) < 1 + 1e-6
+        assert abs(result[name] / multiple - max(1.0, low * weight)) < 1 + 1e-6
 
 
 @given(weights_of, st.integers(1, 8), st.randoms())
@@ -81,17 +81,17 @@ def test_shares_by_hand(
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, None, "much", True])
-def test_weight_that_is_none(weight: Any) -> None:
+def test_invalid_weight(weight: Any) -> None:
     with pytest.raises(UserError, match=r"config\.mixture\.hand\.weight: expected .* above 0"):
         shares({"arm": 1.0, "hand": weight}, 8, 1)
 
 
 @pytest.mark.parametrize(
-    ("names", "batch_size", "multiple", "mend"),
+    ("names", "batch_size", "multiple", "fix"),
     [("abc", 8, 4, "pass 12"), ("ab", 10, 4, "pass 12"), ("ab", 0, 1, "pass 2"), ("", 0, 4, "")],
 )
-def test_batch_too_small_or_uneven(names: str, batch_size: int, multiple: int, mend: str) -> None:
-    with pytest.raises(UserError, match=f"config.data.batch_size: .* {mend}"):
+def test_batch_too_small_or_uneven(names: str, batch_size: int, multiple: int, fix: str) -> None:
+    with pytest.raises(UserError, match=f"config.data.batch_size: .* {fix}"):
         shares(dict.fromkeys(names, 1.0), batch_size, multiple)
 
 
@@ -106,7 +106,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def part(directory: Path, **changes: Any) -> TrainBatches:
-    more = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_mb": 1, **changes}
+    more = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_megabytes": 1, **changes}
     return TrainBatches(open_dataset(directory), "train", **more)
 
 
@@ -120,20 +120,22 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 
 def test_each_keeps_its_own_order_sizes_and_chunk(directories: dict[str, Path]) -> None:
-    batches = mixed(directories)
+    together = mixed(directories)
     alone = {
         "arm": part(directories["arm"], chunk=2),
         "hand": part(directories["hand"], batch_size=2),
     }
     for _ in range(6):
-        batch = next(batches)
+        batch = next(together)
         assert batch["arm"]["action"].shape == (4, 3, 2 * 4)
         assert batch["hand"]["action"].shape == (2, 3, 7)
-        assert same(batch, {name: next(one) for name, one in alone.items()})
-    assert batches.host_memory_mb == sum(one.host_memory_mb for one in alone.values())
+        assert same(batch, {name: next(batches) for name, batches in alone.items()})
+    assert together.host_memory_megabytes == sum(
+        batches.host_memory_megabytes for batches in alone.values()
+    )
 
 
-@pytest.mark.parametrize("taken", [0, 1, 6])  # 6 batches are past an epoch's end of either
+@pytest.mark.parametrize("taken", [0, 1, 6])  # 6 batches are more than an epoch of either
 def test_restored_mixture_continues_bit_for_bit(directories: dict[str, Path], taken: int) -> None:
     whole = mixed(directories)
     for _ in range(taken):
@@ -165,7 +167,7 @@ def test_mixture_of_nothing() -> None:
 
 def test_more_memory_than_the_host_has(directories: dict[str, Path]) -> None:
     """Each of them fits, all together do not."""
-    one = part(directories["hand"])
-    one.host_memory_mb = 10**9
-    with pytest.raises(UserError, match="expected at most the host's"):
-        MixedBatches({"arm": part(directories["arm"]), "hand": one})
+    hand = part(directories["hand"])
+    hand.host_memory_megabytes = 10**9
+    with pytest.raises(UserError, match="expected to need at most the host's"):
+        MixedBatches({"arm": part(directories["arm"]), "hand": hand})

@@ -29,22 +29,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(directory: Path, **changes: Any) -> TrainBatches:
-    settings = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_mb": 1, **changes}
+    settings = {"batch_size": 4, "context": 3, "seed": 0, "shuffle_megabytes": 1, **changes}
     return TrainBatches(open_dataset(directory), "train", **settings)
 
 
 def steps(batch: dict[str, Any]) -> list[tuple[int, int]]:
-    """The (episode, step) of each place that counts, as tiny_rlds wrote them."""
-    return [tuple(place) for place in batch["proprio"][batch["mask"]][:, :2].astype(int).tolist()]
+    """Returns the (episode, step) of each position in the mask, which tiny_rlds stores in the proprioception."""
+    return [tuple(pair) for pair in batch["proprio"][batch["mask"]][:, :2].astype(int).tolist()]
 
 
 def one_epoch(batches: TrainBatches) -> Counter[tuple[int, int]]:
-    """Reads windows one by one (batch_size 1) until the first of the next epoch."""
-    seen: Counter[tuple[int, int]] = Counter()
+    """Reads windows one by one (batch_size 1) until the next epoch; counts the steps."""
+    counts: Counter[tuple[int, int]] = Counter()
     for batch in batches:
         if batches.epoch > 0:
-            return seen
-        seen.update(steps(batch))
+            return counts
+        counts.update(steps(batch))
     raise AssertionError("training ends")
 
 
@@ -75,9 +75,9 @@ def test_every_step_exactly_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], context: int, seed: int
 ) -> None:
     directory = tiny_rlds.write_lengths(tmp_path_factory.mktemp("x") / "tiny", lengths, size=8)
-    seen = one_epoch(train(directory, batch_size=1, context=context, seed=seed))
+    counts = one_epoch(train(directory, batch_size=1, context=context, seed=seed))
     flat = [length for of_file in lengths for length in of_file]
-    assert seen == Counter((e, s) for e, length in enumerate(flat) for s in range(length))
+    assert counts == Counter((e, s) for e, length in enumerate(flat) for s in range(length))
 
 
 def test_batch_is_what_was_stored(directory: Path) -> None:
@@ -87,13 +87,13 @@ def test_batch_is_what_was_stored(directory: Path) -> None:
     assert batch["action"].shape == (4, 3, 4) and batch["action"].dtype == np.float32
     assert batch["mask"].dtype == np.bool_
     for row in range(4):
-        for place in np.flatnonzero(batch["mask"][row]):
-            episode, step = batch["proprio"][row, place, :2].astype(int)
+        for position in np.flatnonzero(batch["mask"][row]):
+            episode, step = batch["proprio"][row, position, :2].astype(int)
             written = tiny_rlds.episode(episode, 9)["steps"][step]
-            np.testing.assert_array_equal(batch["action"][row, place], written["action"])
-            picture = written["observation"]["image"]["corner4"]
-            jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(picture, quality=95))
-            np.testing.assert_array_equal(batch["images"]["corner4"][row, place], jpeg)
+            np.testing.assert_array_equal(batch["action"][row, position], written["action"])
+            image = written["observation"]["image"]["corner4"]
+            jpeg = tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=95))
+            np.testing.assert_array_equal(batch["images"]["corner4"][row, position], jpeg)
             assert batch["task"][row] == f"task-{episode % 2}".encode()
             assert batch["instruction"][row] == f"do task {episode % 2}".encode()
 
@@ -113,7 +113,7 @@ def chunks_written(episode: int, length: int, chunk: int) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [2, 4, 9])  # longer than a window; longer than any episode
 def test_chunks_are_the_whole_episodes(directory: Path, chunk: int) -> None:
-    """Training cuts windows at random offsets: a step's chunk is the same wherever they cut."""
+    """Training cuts windows at random offsets; the chunk of a step does not depend on them."""
     flat = [length for of_file in LENGTHS for length in of_file]
     written = [chunks_written(episode, length, chunk) for episode, length in enumerate(flat)]
     batches = train(directory, chunk=chunk)
@@ -121,26 +121,28 @@ def test_chunks_are_the_whole_episodes(directory: Path, chunk: int) -> None:
     for batch in [*(next(batches) for _ in range(12)), *every_step]:
         assert batch["action"].shape == (4, 3, chunk * 4) and batch["action"].dtype == np.float32
         assert not batch["action"][~batch["mask"]].any()
-        found = batch["action"][batch["mask"]].reshape(-1, chunk, 4)
-        for (episode, step), one in zip(steps(batch), found, strict=True):
-            np.testing.assert_array_equal(one, written[episode][step])
+        chunks = batch["action"][batch["mask"]].reshape(-1, chunk, 4)
+        for (episode, step), values in zip(steps(batch), chunks, strict=True):
+            np.testing.assert_array_equal(values, written[episode][step])
 
 
 def test_chunks_change_nothing_else(directory: Path) -> None:
-    """Their first action is the action itself, and the order is that without chunks."""
-    plain, one, some = (train(directory, **more) for more in ({}, {"chunk": 1}, {"chunk": 3}))
+    """The first action of a chunk is the step's own, and the order is the same as without chunks."""
+    plain, of_one, of_three = (
+        train(directory, **more) for more in ({}, {"chunk": 1}, {"chunk": 3})
+    )
     for _ in range(12):
-        expected, found = next(plain), next(some)
-        assert same(expected, next(one))
-        assert same(expected, {**found, "action": found["action"][..., :4]})
-    state = some.state()
-    assert plain.state() == one.state() == {**state, "chunk": 1}
+        expected, batch = next(plain), next(of_three)
+        assert same(expected, next(of_one))
+        assert same(expected, {**batch, "action": batch["action"][..., :4]})
+    state = of_three.state()
+    assert plain.state() == of_one.state() == {**state, "chunk": 1}
 
 
 def test_chunks_count_as_memory(directory: Path) -> None:
-    one, many = train(directory), train(directory, chunk=1000)
-    assert many.shuffle_windows < one.shuffle_windows / 10
-    assert many.host_memory_mb > one.host_memory_mb
+    short, long = train(directory), train(directory, chunk=1000)
+    assert long.shuffle_windows < short.shuffle_windows / 10
+    assert long.host_memory_megabytes > short.host_memory_megabytes
 
 
 @pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
@@ -153,7 +155,7 @@ def test_chunk_without_an_action(directory: Path, kind: type) -> None:
 def test_order_follows_the_seed(directory: Path) -> None:
     def first_epoch(seed: int) -> list[tuple[int, int]]:
         batches = train(directory, seed=seed)
-        return [place for _ in range(4) for place in steps(next(batches))]
+        return [step for _ in range(4) for step in steps(next(batches))]
 
     assert first_epoch(1) == first_epoch(1)
     assert first_epoch(1) != first_epoch(2)
@@ -185,7 +187,7 @@ def test_processes_read_disjoint_files_that_are_all(directory: Path, count: int)
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
-@pytest.mark.parametrize("taken", [0, 2, 5, 11])  # 11 batches of 4 windows are past an epoch's end
+@pytest.mark.parametrize("taken", [0, 2, 5, 11])  # 11 batches of 4 windows are more than an epoch
 def test_restored_iterator_continues_bit_for_bit(directory: Path, taken: int, chunk: int) -> None:
     whole = train(directory, chunk=chunk)
     for _ in range(taken):
@@ -207,7 +209,7 @@ def test_restore_in_another_process_is_the_same(directory: Path) -> None:
         "import json, sys; from data_pipelines.reading.pipeline import TrainBatches\n"
         "from data_pipelines.reading.rlds import open_dataset\n"
         "b = TrainBatches(open_dataset(sys.argv[1]), 'train', batch_size=4, context=3, seed=0,"
-        " shuffle_mb=1)\n"
+        " shuffle_megabytes=1)\n"
         "b.restore(json.loads(sys.argv[2]))\n"
         "sys.stdout.buffer.write(b''.join(next(b)['images']['corner4'].tobytes() for _ in 'ab'))"
     )
@@ -216,10 +218,13 @@ def test_restore_in_another_process_is_the_same(directory: Path) -> None:
     assert out == b"".join(next(batches)["images"]["corner4"].tobytes() for _ in "ab")
 
 
-def test_a_state_of_before_there_were_chunks(directory: Path) -> None:
+def test_state_of_an_older_version(directory: Path) -> None:
+    """It has no chunk, and another name for the size of the shuffle buffer."""
     batches = train(directory)
     next(batches)
-    state = {key: value for key, value in batches.state().items() if key != "chunk"}
+    state = batches.state()
+    del state["chunk"]
+    state["shuffle_mb"] = state.pop("shuffle_megabytes")
     resumed = train(directory)
     resumed.restore(state)
     assert same(next(resumed), next(batches))
@@ -246,18 +251,18 @@ def test_restore_rejects_another_order(
 
 
 def test_a_sample_of_windows_is_spread_over_the_whole_split(directory: Path) -> None:
-    """Some of every episode of the split, and no more batches than asked for."""
+    """The sample has windows of the whole split, and no more batches than requested."""
     dataset = open_dataset(directory)
     whole = EvalBatches(dataset, "train", batch_size=1, context=1)
     sample = EvalBatches(dataset, "train", batch_size=1, context=1, windows=len(whole) // 3)
-    everything, found = ([tuple(steps(batch)) for batch in b] for b in (whole, sample))
-    assert found == everything[::3] and len(sample) == len(found)
+    all_steps, sampled = ([tuple(steps(batch)) for batch in b] for b in (whole, sample))
+    assert sampled == all_steps[::3] and len(sample) == len(sampled)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_evaluation_is_one_pass_of_equally_many_batches(directory: Path, count: int) -> None:
-    seen: Counter[tuple[int, int]] = Counter()
-    numbers = set()
+    counts: Counter[tuple[int, int]] = Counter()
+    lengths = set()
     for index in range(count):
         batches = EvalBatches(
             open_dataset(directory),
@@ -269,18 +274,18 @@ def test_evaluation_is_one_pass_of_equally_many_batches(directory: Path, count: 
         )
         once, again = list(batches), list(batches)
         assert len(once) == len(batches) and all(map(same, once, again))
-        numbers.add(len(once))
+        lengths.add(len(once))
         for batch in once:
             assert batch["mask"].shape == (4, 3)
-            seen.update(steps(batch))
-    assert len(numbers) == 1
-    assert sum(seen.values()) == STEPS and set(seen.values()) == {1}
+            counts.update(steps(batch))
+    assert len(lengths) == 1
+    assert sum(counts.values()) == STEPS and set(counts.values()) == {1}
 
 
 def test_shuffle_buffer_holds_the_megabytes_stated(directory: Path) -> None:
-    small, large = train(directory, shuffle_mb=1), train(directory, shuffle_mb=50)
+    small, large = train(directory, shuffle_megabytes=1), train(directory, shuffle_megabytes=50)
     assert large.shuffle_windows == pytest.approx(50 * small.shuffle_windows, rel=0.02)
-    assert large.host_memory_mb - small.host_memory_mb == 49
+    assert large.host_memory_megabytes - small.host_memory_megabytes == 49
 
 
 def test_record_walk_reads_the_stored_checksums(tmp_path: Path) -> None:

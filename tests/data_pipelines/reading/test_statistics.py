@@ -1,7 +1,9 @@
-"""Statistics equal numpy's, are kept by content, and give an exact normalisation."""
+"""Statistics equal numpy's, are cached by content, and give an exact normalisation."""
 
 import dataclasses
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis.extra import numpy as npst
 
 from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.rlds import open_dataset
-from data_pipelines.reading.statistics import moments, statistics
+from data_pipelines.reading.statistics import dataset_statistics, moments
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from tests.data_pipelines import tiny_rlds
@@ -26,10 +28,11 @@ def directory(tmp_path: Path) -> Path:
     return tiny_rlds.write_lengths(tmp_path / "tiny", [[4, 1], [7, 3]])
 
 
-def made_of(action: np.ndarray, proprio: np.ndarray | None = None) -> Statistics:
+def statistics_of(action: np.ndarray, proprio: np.ndarray | None = None) -> Statistics:
     proprio = action if proprio is None else proprio
-    of_both = moments(action), moments(proprio)
-    return Statistics(*of_both, len(action), 1, "train", "x", ("t",), ("i",))
+    return Statistics(
+        moments(action), moments(proprio), len(action), 1, "train", "x", ("t",), ("i",)
+    )
 
 
 def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
@@ -48,27 +51,53 @@ def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
     assert actions.configurations.tolist() == [0, 1, 2, 3]
     assert actions.episode.tolist() == [0] * 4 + [1] + [2] * 7 + [3] * 3
 
-    found = statistics(open_dataset(directory))
-    assert (found.num_steps, found.num_episodes) == (15, 4)
-    for values, of in ((action, found.action), (proprio, found.proprio)):
+    result = dataset_statistics(open_dataset(directory))
+    assert (result.num_steps, result.num_episodes) == (15, 4)
+    for values, moment in ((action, result.action), (proprio, result.proprio)):
         values = values.astype(np.float64)
-        np.testing.assert_array_equal(of.mean, values.mean(0))
-        np.testing.assert_array_equal(of.std, values.std(0))
-        np.testing.assert_array_equal(of.min, values.min(0))
-        np.testing.assert_array_equal(of.max, values.max(0))
-        np.testing.assert_array_equal(of.q01, np.quantile(values, 0.01, axis=0))
-        np.testing.assert_array_equal(of.q99, np.quantile(values, 0.99, axis=0))
+        np.testing.assert_array_equal(moment.mean, values.mean(0))
+        np.testing.assert_array_equal(moment.std, values.std(0))
+        np.testing.assert_array_equal(moment.min, values.min(0))
+        np.testing.assert_array_equal(moment.max, values.max(0))
+        np.testing.assert_array_equal(moment.q01, np.quantile(values, 0.01, axis=0))
+        np.testing.assert_array_equal(moment.q99, np.quantile(values, 0.99, axis=0))
 
 
-def test_kept_in_the_folder_by_content(directory: Path) -> None:
-    first = statistics(open_dataset(directory))
-    (kept,) = directory.glob("*statistics-*")
-    kept.write_text(kept.read_text().replace('"num_steps": 15', '"num_steps": 16'))
-    assert statistics(open_dataset(directory)).num_steps == 16  # read, not computed again
+def test_cached_in_the_folder_by_content(directory: Path) -> None:
+    first = dataset_statistics(open_dataset(directory))
+    (cache,) = directory.glob("*statistics-*")
+    cache.write_text(cache.read_text().replace('"num_steps": 15', '"num_steps": 16'))
+    assert dataset_statistics(open_dataset(directory)).num_steps == 16  # read, not computed again
     tiny_rlds.write_lengths(directory, [[4, 1], [7, 4]])
-    again = statistics(open_dataset(directory))
+    again = dataset_statistics(open_dataset(directory))
     assert again.num_steps == 16 and again.fingerprint != first.fingerprint
     assert len(list(directory.glob("*statistics-*"))) == 2
+
+
+def test_cache_has_the_permissions_of_the_umask(directory: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        dataset_statistics(open_dataset(directory))
+    finally:
+        os.umask(umask)
+    (cache,) = directory.glob("statistics-*")
+    assert cache.stat().st_mode & 0o777 == 0o640
+
+
+def test_cache_that_cannot_be_written_is_a_notice(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = open_dataset(directory)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as if the disk were full
+    try:
+        computed = dataset_statistics(dataset)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("notice: cannot cache statistics")
+    assert not list(directory.glob("*statistics-*"))
+    assert dataset_statistics(dataset) == computed
 
 
 def test_bad_data_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -76,19 +105,19 @@ def test_bad_data_leaves_nothing_behind(tmp_path: Path) -> None:
     bad["steps"][1]["observation"]["proprio"][0] = np.nan
     directory = tiny_rlds.write(tmp_path / "tiny", {"train": [[bad]]})
     with pytest.raises(UserError, match="proprio"):
-        statistics(open_dataset(directory))
+        dataset_statistics(open_dataset(directory))
     assert not list(directory.glob("*statistics-*"))
 
 
 def test_json_round_trip(directory: Path) -> None:
-    found = statistics(open_dataset(directory))
-    assert Statistics.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert found.tasks == ("task-0", "task-1")
-    assert found.instructions == ("do task 0", "do task 1")
+    result = dataset_statistics(open_dataset(directory))
+    assert Statistics.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert result.tasks == ("task-0", "task-1")
+    assert result.instructions == ("do task 0", "do task 1")
 
 
 def test_json_without_a_key() -> None:
-    values = made_of(np.zeros((2, 1), np.float32)).to_dict()
+    values = statistics_of(np.zeros((2, 1), np.float32)).to_dict()
     del values["proprio"]["q01"]
     with pytest.raises(UserError, match="statistics: proprio: expected .*q01"):
         Statistics.from_dict(values)
@@ -101,77 +130,79 @@ arrays = npst.arrays(np.float32, st.tuples(st.integers(2, 30), st.integers(1, 5)
 @settings(deadline=None)
 @given(arrays)
 def test_normalised_actions_fill_the_box_and_come_back(action: np.ndarray) -> None:
-    found = made_of(action)
-    normal = found.normalize_action(action)
+    result = statistics_of(action)
+    normal = result.normalize_action(action)
     assert normal.dtype == np.float32
     spread = action.max(0) - action.min(0)
     moving = spread > 1e-2
     np.testing.assert_allclose(normal[:, moving].min(0, initial=-1), -1, atol=1e-4)
     np.testing.assert_allclose(normal[:, moving].max(0, initial=1), 1, atol=1e-4)
-    np.testing.assert_allclose(found.unnormalize_action(normal), action, rtol=1e-5, atol=1e-3)
-    assert np.isfinite(found.normalize_proprio(action)).all()
+    np.testing.assert_allclose(result.unnormalize_action(normal), action, rtol=1e-5, atol=1e-3)
+    assert np.isfinite(result.normalize_proprio(action)).all()
 
 
 def test_identity_where_the_data_fill_the_box() -> None:
     action = np.random.default_rng(0).uniform(-1, 1, (100, 2)).astype(np.float32)
     action[:2] = [[-1, -1], [1, 1]]
-    found = made_of(action)
-    np.testing.assert_array_equal(found.normalize_action(action), action)
-    np.testing.assert_array_equal(found.unnormalize_action(action), action)
+    result = statistics_of(action)
+    np.testing.assert_array_equal(result.normalize_action(action), action)
+    np.testing.assert_array_equal(result.unnormalize_action(action), action)
 
 
 def test_constant_dimension_is_zero_and_comes_back() -> None:
     action = np.array([[5.0, -1], [5.0, 1]], np.float32)
-    found = made_of(action)
-    np.testing.assert_array_equal(found.normalize_action(action), [[0, -1], [0, 1]])
-    np.testing.assert_array_equal(found.unnormalize_action(found.normalize_action(action)), action)
-    np.testing.assert_array_equal(found.normalize_proprio(action)[:, 0], 0)
+    result = statistics_of(action)
+    np.testing.assert_array_equal(result.normalize_action(action), [[0, -1], [0, 1]])
+    np.testing.assert_array_equal(
+        result.unnormalize_action(result.normalize_action(action)), action
+    )
+    np.testing.assert_array_equal(result.normalize_proprio(action)[:, 0], 0)
 
 
 @settings(deadline=None)
 @given(arrays, st.integers(1, 5))
 def test_chunks_are_normalised_action_by_action(action: np.ndarray, chunk: int) -> None:
-    found = made_of(action, action[:, :1])
-    of_chunks = found.chunked(chunk)
+    result = statistics_of(action, action[:, :1])
+    of_chunks = result.chunked(chunk)
     assert Statistics.from_dict(json.loads(json.dumps(of_chunks.to_dict()))) == of_chunks
-    assert dataclasses.replace(of_chunks, action=found.action) == found
+    assert dataclasses.replace(of_chunks, action=result.action) == result
     for name in ("normalize_action", "unnormalize_action"):
-        expected = getattr(found, name)(action)
+        expected = getattr(result, name)(action)
         chunks = getattr(of_chunks, name)(np.tile(action, chunk))
         np.testing.assert_array_equal(chunks, np.tile(expected, chunk))
 
 
 def test_chunk_of_one_is_the_action(directory: Path) -> None:
     dataset = open_dataset(directory)
-    assert statistics(dataset).chunked(1) == statistics(dataset)
+    assert dataset_statistics(dataset).chunked(1) == dataset_statistics(dataset)
     actions = read_actions(dataset, "train")
     np.testing.assert_array_equal(actions.chunked(1), actions.action)
 
 
-@pytest.mark.parametrize("chunk", [2, 3, 9])  # 9 is longer than any of the episodes
+@pytest.mark.parametrize("chunk", [2, 3, 9])  # 9 is longer than any episode
 def test_chunks_hold_what_follows_in_the_episode(directory: Path, chunk: int) -> None:
     expected = []
     for index, length in enumerate([4, 1, 7, 3]):
         stored = [step["action"] for step in tiny_rlds.episode(index, length)["steps"]]
         ahead = stored + [stored[-1]] * chunk
         expected += [ahead[step : step + chunk] for step in range(length)]
-    found = read_actions(open_dataset(directory), "train").chunked(chunk)
-    assert found.dtype == np.float32 and found.shape == (15, chunk * 4)
-    np.testing.assert_array_equal(found.reshape(15, chunk, 4), expected)
+    chunks = read_actions(open_dataset(directory), "train").chunked(chunk)
+    assert chunks.dtype == np.float32 and chunks.shape == (15, chunk * 4)
+    np.testing.assert_array_equal(chunks.reshape(15, chunk, 4), expected)
 
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_chunk_without_an_action(directory: Path, chunk: int) -> None:
     dataset = open_dataset(directory)
-    for part in (statistics(dataset), read_actions(dataset, "train")):
+    for part in (dataset_statistics(dataset), read_actions(dataset, "train")):
         with pytest.raises(UserError, match=f"config.chunk: expected at least 1.*found {chunk}"):
             part.chunked(chunk)
 
 
 def test_under_jit_equal_to_numpy() -> None:
     action = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    found = made_of(action)
-    for function in (found.normalize_action, found.unnormalize_action, found.normalize_proprio):
+    result = statistics_of(action)
+    for function in (result.normalize_action, result.unnormalize_action, result.normalize_proprio):
         traced = jax.jit(function)(action)
         np.testing.assert_allclose(traced, function(action), rtol=1e-5, atol=1e-6)
 

@@ -11,11 +11,13 @@ from PIL import Image
 from data_pipelines.generate import generate
 from data_pipelines.reading.episodes import read_episodes
 from data_pipelines.reading.rlds import Dataset, open_dataset
-from data_pipelines.reading.statistics import statistics
+from data_pipelines.reading.statistics import dataset_statistics
 from data_pipelines.writing import recording
 from mllm_act import envs
 from mllm_act.envs.babyai import expert
 from mllm_act.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 ARGUMENTS: dict[str, Any] = {"env": "babyai", "tasks": "all", "episodes": 3, "seed": 5}
 SPEC = envs.spec("babyai")
@@ -53,9 +55,9 @@ def test_the_layout_is_the_one_of_every_dataset_with_an_index_as_action(dataset:
 
 def test_episodes_replay_in_the_simulator_to_their_very_end(dataset: Dataset) -> None:
     env = envs.make("babyai")
-    found = episodes(dataset)
-    assert len(found) == 15
-    for episode in found:
+    recorded = episodes(dataset)
+    assert len(recorded) == 15
+    for episode in recorded:
         task, length = episode["task"].decode(), len(episode["action"])
         assert episode["configuration"] == episode["episode"] < 3
         seed = recording.attempt_seed(ARGUMENTS["seed"], task, int(episode["episode"]), 0)
@@ -72,12 +74,12 @@ def test_episodes_replay_in_the_simulator_to_their_very_end(dataset: Dataset) ->
             assert success == (step == length - 1)
 
 
-def test_statistics_know_the_sentences_of_all_episodes(dataset: Dataset) -> None:
-    found = statistics(dataset)
-    said = {str(text.decode()) for e in episodes(dataset)[:10] for text in e["instruction"]}
-    assert set(found.instructions) == said and len(said) > 5
-    assert found.tasks == tuple(sorted(envs.instructions("babyai")))
-    assert found.proprio.min == found.proprio.max == (0.0,)
+def test_statistics_have_the_sentences_of_all_episodes(dataset: Dataset) -> None:
+    statistics = dataset_statistics(dataset)
+    sentences = {str(text.decode()) for e in episodes(dataset)[:10] for text in e["instruction"]}
+    assert set(statistics.instructions) == sentences and len(sentences) > 5
+    assert statistics.tasks == tuple(sorted(envs.instructions("babyai")))
+    assert statistics.proprio.min == statistics.proprio.max == (0.0,)
 
 
 def test_another_seed_gives_other_episodes_and_workers_change_nothing(
@@ -89,9 +91,11 @@ def test_another_seed_gives_other_episodes_and_workers_change_nothing(
     assert again == {name: written[name] for name in again}
     other = {**ARGUMENTS, "tasks": "goto", "seed": 6}
     generate(**other, out=tmp_path / "other", workers=1)
-    here, there = ({e["images"]["top"][0] for e in episodes(d)}
-                   for d in (dataset, open_dataset(tmp_path / "other")))  # fmt: skip
-    assert not here & there
+    first_images, other_images = (
+        {episode["images"]["top"][0] for episode in episodes(d)}
+        for d in (dataset, open_dataset(tmp_path / "other"))
+    )
+    assert not first_images & other_images
 
 
 def test_what_the_expert_cannot_solve_is_counted_and_not_written(
@@ -102,7 +106,7 @@ def test_what_the_expert_cannot_solve_is_counted_and_not_written(
     solved = recording.summary(tmp_path / "solved.npz")
     assert solved["success"] and solved["attempts"] == 1
     assert solved["frames_drawn"] == solved["steps"] > 0
-    monkeypatch.setattr(expert, "ROUNDS", 1)  # no plan is made in so few
+    monkeypatch.setattr(expert, "ROUNDS", 1)  # too few to make a plan
     record(("goto", 0, str(tmp_path / "failed.npz")))
     failed = recording.summary(tmp_path / "failed.npz")
     assert failed == {
@@ -114,5 +118,5 @@ def test_what_the_expert_cannot_solve_is_counted_and_not_written(
 
 
 def test_a_folder_of_another_environment_is_refused(dataset: Dataset) -> None:
-    with pytest.raises(UserError, match="made with env=babyai, asked for metaworld"):
+    with pytest.raises(UserError, match="env: expected metaworld, found babyai"):
         generate("metaworld", "reach-v3", 3, dataset.directory, workers=1, seed=5)

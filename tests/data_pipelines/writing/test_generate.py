@@ -1,4 +1,4 @@
-"""Generates small datasets with the real simulator: in parts, interrupted, killed, and twice."""
+"""Generates small datasets with the real simulator, also when it is interrupted, killed or run twice."""
 
 import json
 import os
@@ -23,6 +23,8 @@ from mllm_act import envs
 from mllm_act.envs.processes import Worker
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 TASKS = "coffee-button-v3,handle-press-v3"  # the shortest demonstrations: about 40 steps
 ARGUMENTS: dict[str, Any] = {"env": "metaworld", "tasks": TASKS, "episodes": 3, "seed": 5}
@@ -51,7 +53,7 @@ def start(out: Path) -> subprocess.Popen[str]:
 
 def wait_for_episodes(program: subprocess.Popen[str], out: Path, count: int) -> None:
     while len(list(out.glob(".episodes/*/*.npz"))) < count:
-        assert program.poll() is None, "it ended before it could be stopped"
+        assert program.poll() is None, "it ended before it was interrupted"
         time.sleep(0.01)
 
 
@@ -65,7 +67,7 @@ def test_two_workers_interrupted_and_killed_write_the_same_bytes_as_one(
     _, errors = program.communicate()
     assert program.returncode == 1
     assert re.search(
-        r"^error: interrupted: \d of 6 episodes are kept in .* continues$", errors, re.M
+        r"^error: interrupted: \d of 6 episodes are kept in .* to continue$", errors, re.M
     )
     assert "Traceback" not in errors
 
@@ -74,7 +76,7 @@ def test_two_workers_interrupted_and_killed_write_the_same_bytes_as_one(
     program.kill()
     program.communicate()
     with pytest.raises(UserError, match="dataset_info.json"):
-        open_dataset(out)  # not taken for a whole one
+        open_dataset(out)  # rejected, because it is not complete
 
     generate(**ARGUMENTS, out=out, workers=2)
     assert contents(out) == contents(dataset)
@@ -90,9 +92,9 @@ def test_a_second_call_does_nothing(dataset: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"seed": 6}, "made with seed=5, asked for 6; choose another --out, or delete"),
-        ({"episodes": 4}, "made with episodes=3, asked for 4"),
-        ({"tasks": "ml5"}, "made with tasks=coffee-button-v3,handle-press-v3, asked for bin-pi"),
+        ({"seed": 6}, "seed: expected 6, found 5; choose another --out, or delete"),
+        ({"episodes": 4}, "episodes: expected 4, found 3"),
+        ({"tasks": "ml5"}, "found coffee-button-v3,handle-press-v3; choose"),
         ({"tasks": "reach-v2"}, "no task 'reach-v2' in metaworld: did you mean 'reach-v3'?"),
         ({"episodes": 1}, "--episodes: expected at least 2"),
         ({"workers": 0}, "--workers: expected at least 1, found 0"),
@@ -110,7 +112,7 @@ def test_wrong_arguments_are_errors_and_change_nothing(
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty, and no generation.json"):
+    with pytest.raises(UserError, match="one with generation.json, found other files"):
         generate(**ARGUMENTS, out=tmp_path, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -130,11 +132,12 @@ def read(dataset: Path, split: str) -> list[dict[str, Any]]:
 
 
 def test_the_layout_is_the_one_that_the_pipeline_reads(dataset: Path) -> None:
-    found = open_dataset(dataset)
-    assert found.action_dim == 4 and found.proprio_dim == 4
-    assert found.image_shapes == {"corner4": (200, 200, 3)}
-    assert found.metadata["action_scale"] == [0.01, 0.01, 0.01, 1.0]
-    assert {name: sum(split.episodes) for name, split in found.splits.items()} == {
+    opened = open_dataset(dataset)
+    assert opened.name == "metaworld"
+    assert opened.action_dim == 4 and opened.proprio_dim == 4
+    assert opened.image_shapes == {"corner4": (200, 200, 3)}
+    assert opened.metadata["action_scale"] == [0.01, 0.01, 0.01, 1.0]
+    assert {name: sum(split.episodes) for name, split in opened.splits.items()} == {
         "train": 4,
         "val": 2,
     }
@@ -144,7 +147,7 @@ def test_episodes_replay_in_the_simulator(dataset: Path) -> None:
     env = envs.make("metaworld", render=False)
     with EnvPool("metaworld", 1, 1) as pool:
         job = envs.Job("handle-press-v3", 1, 0)
-        picture = pool.reset([0], [job])["images"]["corner4"][0]
+        image = pool.reset([0], [job])["images"]["corner4"][0]
     episodes = read(dataset, "train") + read(dataset, "val")
     assert {(episode["task"], episode["episode"]) for episode in episodes} == {
         (task.encode(), index) for task in TASKS.split(",") for index in range(3)
@@ -161,8 +164,8 @@ def test_episodes_replay_in_the_simulator(dataset: Path) -> None:
         assert set(episode["language_instruction"]) == {sentence}
         observation = env.reset(task, int(episode["configuration"]), int(episode["seed"]))
         if (task, episode["configuration"]) == job[:2]:
-            # Bytes as the worker encoded them: not decoded and encoded again on the way.
-            jpeg = recording._jpeg(picture)
+            # The bytes are those that the worker encoded; they are not decoded and encoded again.
+            jpeg = recording._jpeg(image)
             assert episode["observation"]["image"]["corner4"][0] == jpeg
         successes = []
         for step in range(length):
@@ -178,10 +181,10 @@ def test_episodes_replay_in_the_simulator(dataset: Path) -> None:
         assert 0.05 < noise.std() < 0.15
 
 
-def test_an_episode_that_never_succeeded_is_reported_and_left_out(
+def test_an_episode_that_never_succeeded_is_reported_and_omitted(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # What an interrupted run leaves whose first episode failed in every attempt.
+    # The files of an interrupted run whose first episode failed in every attempt.
     task = "handle-press-v3"
     record = json.loads((dataset / "generation.json").read_text())
     del record["results"]
@@ -200,12 +203,12 @@ def test_an_episode_that_never_succeeded_is_reported_and_left_out(
     attempts = recording.MAX_ATTEMPTS
     assert arrays["success"] and arrays["attempts"] == 1
     failed = {"success": np.bool_(False), "attempts": np.int64(attempts)}
-    recording._save(cache / "000000.npz", arrays | failed)
+    recording.save(cache / "000000.npz", arrays | failed)
     results = generate(**(ARGUMENTS | {"tasks": task}), out=out, workers=1)["results"]
     assert results["failed"] == ["handle-press-v3, episode 0"]
     assert results["episodes"] == 2 and results["attempts"] == attempts + 2
     printed = capsys.readouterr().out
-    assert f"left out, no success in {attempts} attempts: handle-press-v3, episode 0" in printed
+    assert f"omitted, no success in {attempts} attempts: handle-press-v3, episode 0" in printed
 
 
 @given(st.sampled_from(sorted(envs.ENVS)), st.integers(2, 3000))
@@ -218,18 +221,18 @@ def test_held_out_configurations_are_in_no_training_episode(env: str, episodes: 
 
 @given(st.integers(0, 2**31), st.integers(0, 10**6), st.integers(0, 9))
 def test_each_attempt_has_a_seed_of_its_own(seed: int, episode: int, attempt: int) -> None:
-    one = recording.attempt_seed(seed, "reach-v3", episode, attempt)
-    assert 0 <= one < 2**63
+    attempt_seed = recording.attempt_seed(seed, "reach-v3", episode, attempt)
+    assert 0 <= attempt_seed < 2**63
     others = {
         recording.attempt_seed(seed + 1, "reach-v3", episode, attempt),
         recording.attempt_seed(seed, "push-v3", episode, attempt),
         recording.attempt_seed(seed, "reach-v3", episode + 1, attempt),
         recording.attempt_seed(seed, "reach-v3", episode, attempt + 1),
     }
-    assert one not in others and len(others) == 4
+    assert attempt_seed not in others and len(others) == 4
 
 
-def test_a_process_with_tensorflow_is_told_not_to_render() -> None:
+def test_a_process_with_tensorflow_cannot_render() -> None:
     assert "tensorflow" in sys.modules
     with pytest.raises(UserError, match="imported TensorFlow .*EnvPool"):
         envs.make("metaworld").reset("reach-v3", 0, 0)

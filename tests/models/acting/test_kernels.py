@@ -1,7 +1,7 @@
-"""The kernels for one robot's few rows compute what the layers do. Here they are interpreted; a GPU compiles them.
+"""The decode kernels compute what the layers do. Here they are interpreted; a GPU compiles them.
 
-In float8 layers and kernels round their inputs with other scales, so that the kernels are compared with the exact
-products of the values that the matrices hold; for the bound see test_float8.py.
+In float8, layers and kernels round their inputs with different scales. The kernels are therefore compared with exact
+products of the stored matrices; for the bound see test_float8.py.
 """
 
 import jax
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mllm_act.models.acting import kernels, prepare
-from mllm_act.models.language import PROJECTIONS, LanguageConfig
+from mllm_act.models.acting.language import kernels_fit, padded_rows
+from mllm_act.models.acting.prepare import for_acting
+from mllm_act.models.language import LanguageConfig
 from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM
 from tests.models import tiny
@@ -29,7 +30,7 @@ def model(weight_dtype: str, kv_heads: int, dtype: str) -> MLLM:
     blocks = made.language.blocks
     for i, norm in enumerate((blocks.norm1, blocks.norm2)):
         norm.scale[...] = jnp.exp(0.5 * jax.random.normal(jax.random.key(i), norm.scale.shape))
-    return prepare.for_acting(made)
+    return for_acting(made)
 
 
 def inputs(count: int, past: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -49,8 +50,8 @@ def both(
     """Hidden states of a step and of the token after it: by the layers in float32, and by the kernels."""
     language, dtype = model.language, jnp.dtype(model.config.dtype)
     _, read = language(prompt[0].astype(dtype), *prompt[1:], keep_cache=True)
-    found, own = language._few_rows(steps[0].astype(dtype), *steps[1:], (read,))
-    found2, _ = language._few_rows(token[0].astype(dtype), *token[1:], (read, own))
+    found, own = language.decode(steps[0].astype(dtype), *steps[1:], (read,))
+    found2, _ = language.decode(token[0].astype(dtype), *token[1:], (read, own))
     assert found.dtype == found2.dtype == dtype
     exact(model)
     _, read = language(*prompt, keep_cache=True)
@@ -91,12 +92,10 @@ def test_a_step_and_a_token_after_it_are_those_of_the_layers(
         assert np.linalg.norm(a - b) < close * np.linalg.norm(a)
 
 
-def test_only_what_the_kernels_can_do_is_given_to_them() -> None:
-    """On a machine without a GPU nothing; the sizes of rows are filled up so that caches need no cutting."""
-    made = model("float8", 2, "bfloat16")
+def test_the_kernels_are_used_only_where_they_fit() -> None:
+    """Never on a machine without a GPU; rows are padded to sizes that caches need not be cut to."""
+    acting = model("float8", 2, "bfloat16")
     x = jnp.zeros((1, 16, WIDTH), jnp.bfloat16)
-    assert not kernels.fits(made.language.config, x, made.language.blocks)
-    assert [kernels.filled_up(n) for n in (1, 16, 17, 48, 64, 65)] == [16, 16, 32, 64, 64, 72]
-    assert set(PROJECTIONS) - {
-        name for name in PROJECTIONS if nnx.state(made.language.blocks).get(name)
-    } == {"q", "k", "v", "gate", "up"}
+    assert not kernels_fit(acting.language.config, x)
+    assert [padded_rows(n) for n in (1, 16, 17, 48, 64, 65)] == [16, 16, 32, 64, 64, 72]
+    assert acting.padded_rows(17) == 32 and MLLM.padded_rows(acting, 17) == 24

@@ -10,7 +10,13 @@ from flax import nnx
 
 from mllm_act import parameters
 from mllm_act.errors import UserError
-from mllm_act.models.bridge.film import Film, FilmConfig, Listener, normalize_places
+from mllm_act.models.bridge.film import (
+    Film,
+    FilmConfig,
+    InstructionAttention,
+    normalize_cells,
+)
+from mllm_act.models.bridge.part import PartShape
 from mllm_act.models.mllm import MLLM
 from tests.models import tiny
 
@@ -19,14 +25,14 @@ SIZES = FilmConfig(width=8, blocks=2, instruction_layer=1, queries=3, mlp_width=
 
 def test_a_channel_of_an_image_has_mean_0_and_variance_1_over_its_places() -> None:
     x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    y = normalize_places(x)
+    y = normalize_cells(x)
     np.testing.assert_allclose(y.mean((1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(y.var((1, 2)), 1, atol=1e-3)
-    np.testing.assert_allclose(normalize_places(x[:1]), y[:1], atol=1e-6)  # alone as in company
+    np.testing.assert_allclose(normalize_cells(x[:1]), y[:1], atol=1e-6)  # alone as in company
 
 
 def test_latents_depend_on_image_and_instruction_of_their_own_row_alone() -> None:
-    film = Film(SIZES, 9, 5, 7, 6, nnx.Rngs(0))
+    film = Film(SIZES, PartShape(9, 5, 6, 7), nnx.Rngs(0))
     features = jax.random.normal(jax.random.key(0), (3, 9, 5))
     told = jax.random.normal(jax.random.key(1), (3, 3 * 8))
     latents = film(features, told)
@@ -40,7 +46,7 @@ def test_latents_depend_on_image_and_instruction_of_their_own_row_alone() -> Non
 
 
 def test_merged_places_are_squares_of_the_grid() -> None:
-    film = Film(dataclasses.replace(SIZES, merge=2), 16, 5, 7, 6, nnx.Rngs(0))
+    film = Film(dataclasses.replace(SIZES, merge=2), PartShape(16, 5, 6, 7), nnx.Rngs(0))
     grid = jax.random.normal(jax.random.key(0), (1, 4, 4, 5))
     told = jax.random.normal(jax.random.key(1), (1, 3 * 8))
     square = [[2 * i + r, 2 * j + c] for i, j, r, c in np.ndindex(2, 2, 2, 2)]
@@ -53,8 +59,8 @@ def test_merged_places_are_squares_of_the_grid() -> None:
 
 
 def test_a_grid_that_cannot_be_merged_is_refused() -> None:
-    with pytest.raises(UserError, match="film.merge: expected a divisor of the 3 places"):
-        Film(dataclasses.replace(SIZES, merge=2), 9, 5, 7, 6, nnx.Rngs(0))
+    with pytest.raises(UserError, match="film.merge: expected a divisor of 3, the side"):
+        Film(dataclasses.replace(SIZES, merge=2), PartShape(9, 5, 6, 7), nnx.Rngs(0))
 
 
 @tiny.jit
@@ -65,7 +71,7 @@ def instruction(model: MLLM, prompt: jax.Array, exists: jax.Array) -> jax.Array 
 def test_the_instruction_is_that_of_the_prompts_tokens_wherever_they_stand() -> None:
     model, given = tiny.mllm(bridge=("film",)), tiny.sequence(fed=0)
     expected = instruction(model, given["prompt"], given["prompt_mask"])
-    config = model.config.film
+    config = dict(model.config.sizes)["film"]
     assert expected is not None and expected.shape == (tiny.B, config.queries * config.width)
     moved = jnp.pad(given["prompt"], ((0, 0), (2, 1)), constant_values=7)
     exists = jnp.pad(given["prompt_mask"], ((0, 0), (2, 1)))
@@ -81,8 +87,8 @@ def gradient(model: MLLM) -> nnx.State:
 
     def total(moved: nnx.State) -> jax.Array:
         model = nnx.merge(graph, moved, rest)
-        told = model.instruction(given["prompt"], given["prompt_mask"])
-        return jnp.square(model.latents(tiny.images(), told)).sum()
+        instruction = model.instruction(given["prompt"], given["prompt_mask"])
+        return jnp.square(model.latents(tiny.images(), instruction)).sum()
 
     return jax.grad(total)(moved)
 
@@ -94,7 +100,7 @@ def test_the_language_models_factors_learn_through_the_instruction() -> None:
 
 
 def test_where_queries_look_depends_on_the_tokens_around_that_exist() -> None:
-    listener = Listener(SIZES, 7, nnx.Rngs(0))
+    listener = InstructionAttention(SIZES, 7, nnx.Rngs(0))
     tokens = jax.random.normal(jax.random.key(0), (1, 3, 7))
     first_two = jnp.array([[True, True, False]])
     found = listener(tokens, first_two)

@@ -1,1 +1,0 @@
-"""BabyAI demonstrations as a TFDS dataset."""

@@ -1,1 +1,0 @@
-"""Meta-World demonstrations as a TFDS dataset."""

@@ -1,0 +1,102 @@
+"""Loading a policy's network from a checkpoint: for acting, and for export."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mllm_act import parameters
+from mllm_act.checkpoints import frozen
+from mllm_act.checkpoints.checkpoint import Checkpointer, find
+from mllm_act.errors import UserError
+from mllm_act.normalization import Statistics
+from mllm_act.policy.network import FORMAT, NetworkConfig, PolicyNetwork, build_network
+
+NEEDED = ("network", "statistics", "prompt", "frozen")  # keys of the checkpoint's JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedNetwork:
+    """What a checkpoint says of a network.
+
+    Attributes:
+      workdir: the run's folder.
+      step: of the checkpoint.
+      meta: the checkpoint's JSON document.
+      config: what the network is made of.
+      arrays: every array by its path in ``PolicyNetwork``.
+    """
+
+    workdir: Path
+    step: int
+    meta: Mapping[str, Any]
+    config: NetworkConfig
+    arrays: dict[str, jax.Array]
+
+    def network(self) -> PolicyNetwork:
+        """Returns the network, with all its adapters."""
+        graph, *parts = parameters.split(_abstract(self.config, self.meta), self.config.trained)
+        return nnx.merge(graph, *(parameters.unflatten(self.arrays, like=part) for part in parts))
+
+
+def load_network(path: Path, device: jax.Device) -> SavedNetwork:
+    """Loads a network onto one device.
+
+    Args:
+      path: a run's folder, whose newest checkpoint is taken, or one step of it.
+      device: where the arrays go.
+
+    Raises:
+      UserError: if there is no whole checkpoint of a policy, or another version wrote it.
+    """
+    workdir, step = find(path)
+    with Checkpointer(workdir) as checkpoints:
+        meta = checkpoints.meta(step)
+        where = f"{workdir}/checkpoints/{step}"
+        missing = [key for key in NEEDED if key not in meta]
+        if missing:
+            raise UserError(
+                f"{where}: expected a policy's checkpoint with {', '.join(NEEDED)}, found no {', '.join(missing)} in "
+                "it; if it is a tokenizer's folder, train a policy with python -m mllm_act.train"
+            )
+        check_format(meta, where)
+        config = NetworkConfig.from_dict(meta["network"])
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        trained, fixed = (
+            _on(parameters.flatten(part), sharding)
+            for part in parameters.split(_abstract(config, meta), config.trained)[1:]
+        )
+        arrays = dict(checkpoints.restore(step, {"trained": trained})["trained"])
+        arrays |= frozen.load(workdir, fixed, meta["frozen"])
+    return SavedNetwork(workdir, step, meta, config, arrays)
+
+
+def check_format(meta: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if another version of mllm_act wrote a checkpoint; it names that version."""
+    found = meta["network"].get("format", 1)
+    if found == FORMAT:
+        return
+    provenance = meta.get("provenance", {})
+    version, commit = provenance.get("mllm_act", "0.1.0"), provenance.get("git_commit")
+    at = f" (git checkout {commit})" if commit else ""
+    raise UserError(
+        f"{where}: expected a checkpoint of format {FORMAT}, found format {found}, written by mllm_act {version}; use "
+        f"that version{at}, or train again"
+    )
+
+
+def _abstract(config: NetworkConfig, meta: Mapping[str, Any]) -> PolicyNetwork:
+    statistics = {name: Statistics.from_dict(part) for name, part in meta["statistics"].items()}
+    return nnx.eval_shape(lambda: build_network(config, statistics, nnx.Rngs(0)))
+
+
+def _on(
+    arrays: Mapping[str, jax.ShapeDtypeStruct], sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for path, leaf in arrays.items()
+    }

@@ -1,0 +1,267 @@
+"""From a config to a run that is ready for its first update: embodiments, network, optimizer, parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections.config_dict import ConfigDict
+
+from data_pipelines.reading.mixture import MixedBatches
+from mllm_act import parameters
+from mllm_act.checkpoints import frozen as frozen_arrays
+from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.config import to_json
+from mllm_act.errors import UserError
+from mllm_act.models import presets
+from mllm_act.models.layers import unstack
+from mllm_act.normalization import Statistics
+from mllm_act.policy.load import check_format
+from mllm_act.policy.network import NetworkConfig, PolicyNetwork, build_network, override_model
+from mllm_act.policy.prompt import train_text_tokenizer
+from mllm_act.training import embodiments, memory, optimizer, sharding
+from mllm_act.training.embodiments import Embodiment
+from mllm_act.training.guards import check_float32, check_same_run
+from mllm_act.training.initialize import initial_parameters
+from mllm_act.training.step import Recipe, State
+from mllm_act.weights.folder import pretrained_meta, pretrained_text_tokenizer
+
+# What may differ when a run is resumed. The data iterator compares the bytes of the data; another tokenizer shows in
+# the network and the statistics; another mesh or remat only rounds sums differently.
+MAY_DIFFER = (
+    "config.pretrained",
+    "config.log_every",
+    "config.validate_every",
+    "config.validation_windows",
+    "config.checkpoint_every",
+    "config.mesh",
+    "config.remat",
+    "network.model.remat",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run before its first update.
+
+    Attributes:
+      mesh: the devices.
+      embodiments: by name.
+      network_config: what the network is made of.
+      recipe: what the compiled functions need besides arrays.
+      state: the trained parameters and the optimizer's state, abstract with shardings.
+      frozen: the other parameters, likewise.
+      learning_rate: by step.
+      steps: how many updates the run makes.
+      pretrained: the folder of pretrained weights, or None for random ones.
+    """
+
+    mesh: Mesh
+    embodiments: dict[str, Embodiment]
+    network_config: NetworkConfig
+    recipe: Recipe
+    state: State
+    frozen: nnx.State
+    learning_rate: optax.Schedule
+    steps: int
+    pretrained: Path | None
+
+    @property
+    def statistics(self) -> dict[str, Statistics]:
+        """Of each embodiment, of single actions."""
+        return {name: one.source.statistics for name, one in self.embodiments.items()}
+
+    def meta(self, config: ConfigDict) -> dict[str, Any]:
+        """Returns the JSON document of the run's checkpoints, except for what changes from step to step."""
+        return canonical({
+            "network": dataclasses.asdict(self.network_config),
+            "statistics": {name: s.to_dict() for name, s in self.statistics.items()},
+            "prompt": {name: e.prompt.to_dict() for name, e in self.embodiments.items()},
+            "dataset": {
+                name: {**e.source.dataset.metadata, "tasks": e.source.statistics.tasks}
+                for name, e in self.embodiments.items()
+            },
+            "config": to_json(config),
+            "pretrained": None if self.pretrained is None else pretrained_meta(self.pretrained)["sources"],
+            "provenance": provenance(),
+        })  # fmt: skip
+
+
+def set_up(config: ConfigDict) -> Run:
+    """Opens and checks everything that the config names. Nothing is compiled and no parameter is made.
+
+    Raises:
+      UserError: if something does not fit; it names the key.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    _check(config, shards)
+    sources = embodiments.open_sources(config)
+    preset = presets.get(config.preset)
+    model = override_model(preset.model, config)
+    pretrained = Path(config.pretrained) if config.pretrained else None
+    if preset.text_tokenizer == "pretrained" and pretrained is not None:
+        text_tokenizer = pretrained_text_tokenizer(pretrained)
+    else:
+        texts = embodiments.texts(sources.values())
+        text_tokenizer = train_text_tokenizer(texts, model.language.action_tokens)
+    batch_size = config.data.batch_size
+    robots = embodiments.make_embodiments(sources, model, text_tokenizer, batch_size, shards)
+    steps = config.steps
+    if steps is None:
+        windows = sum(source.windows for source in sources.values())
+        steps = max(1, round(config.epochs * windows / batch_size))
+
+    network_config = NetworkConfig(
+        config.preset, model, preset.trained, {name: one.config for name, one in robots.items()}
+    )
+    statistics = {name: source.statistics for name, source in sources.items()}
+    network = nnx.eval_shape(_maker(network_config, statistics, config.seed))
+    graph, trained, frozen = parameters.split(network, preset.trained)
+    print("Parameters:\n" + parameters.table(trained, frozen))
+    check_float32(parameters.flatten(trained))
+    tx, learning_rate = optimizer.build(config.optimizer, steps)
+    state = {"trained": trained, "optimizer": jax.eval_shape(tx.init, trained)}
+    recipe = Recipe(
+        graph=graph,
+        optimizer=tx,
+        key=jax.random.key(config.seed),
+        shares={name: one.share / batch_size for name, one in robots.items()},
+        skip_padding={
+            name: shards if source.mostly_padding else None for name, source in sources.items()
+        },
+        action_units={
+            name: tuple(
+                zip(*(source.dataset.metadata[f"action_{key}"] for key in ("names", "units", "scale")), strict=True)
+            )
+            for name, source in sources.items()
+        },
+    )  # fmt: skip
+    run = Run(
+        mesh, robots, network_config, recipe, sharding.abstract(state, mesh),
+        sharding.abstract(frozen, mesh), learning_rate, steps, pretrained,
+    )  # fmt: skip
+    _check_memory(run, shards)
+    return run
+
+
+def start_or_resume(
+    run: Run, config: ConfigDict, checkpoints: Checkpointer, batches: MixedBatches, workdir: Path
+) -> tuple[int | None, State, nnx.State, dict[str, Any]]:
+    """Restores the newest checkpoint, or makes and places the first parameters.
+
+    Returns:
+      The step of the checkpoint (None where there is none), the state, the frozen parameters, and the JSON document
+      of the run's checkpoints.
+
+    Raises:
+      UserError: if the checkpoint belongs to another run or version.
+    """
+    meta, step = run.meta(config), checkpoints.latest_step
+    if step is None:
+        state, frozen = _start(run, config.seed)
+        meta["frozen"] = frozen_arrays.save(workdir, parameters.flatten(frozen))
+    else:
+        saved = checkpoints.meta(step)
+        state, frozen = _resume(run, checkpoints, step, saved, meta, workdir)
+        batches.restore(saved["iterator"])
+        meta["frozen"] = saved["frozen"]
+        print(f"Resuming from step {step} of {run.steps} in {workdir}")
+    if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
+        frozen = unstack(frozen, backward=True)
+    return step, state, frozen, meta
+
+
+def _start(run: Run, seed: int) -> tuple[State, nnx.State]:
+    """Makes the first parameters: from stage one, from pretrained weights, or at random."""
+    given: dict[str, jax.Array] = {}
+    for embodiment in run.embodiments.values():
+        given |= embodiment.tokenizer_arrays()
+    trained = run.state["trained"]
+    arrays = initial_parameters(
+        _maker(run.network_config, run.statistics, seed),
+        parameters.flatten(trained) | parameters.flatten(run.frozen),
+        given,
+        run.network_config.model,
+        run.pretrained,
+    )
+    trained = parameters.unflatten(arrays, like=trained)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state["optimizer"])
+    start = jax.jit(run.recipe.optimizer.init, out_shardings=shardings)
+    state = {"trained": trained, "optimizer": start(trained)}
+    return state, parameters.unflatten(arrays, like=run.frozen)
+
+
+def _resume(
+    run: Run,
+    checkpoints: Checkpointer,
+    step: int,
+    saved: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    workdir: Path,
+) -> tuple[State, nnx.State]:
+    """Restores a step, after checking that the checkpoint is of the same run."""
+    if "network" in saved:
+        check_format(saved, f"{workdir}/checkpoints/{step}")
+    paths = [
+        f"{one.source.key}.{key}"
+        for one in run.embodiments.values()
+        for key in ("data.directory", "tokenizer")
+    ]
+    same = ("config", "network", "statistics", "prompt")
+    check_same_run(saved, meta, same, (*MAY_DIFFER, *paths), workdir)
+    like = {item: parameters.flatten(tree) for item, tree in run.state.items()}
+    restored = checkpoints.restore(step, like)
+    state = {
+        item: parameters.unflatten(restored[item], like=tree) for item, tree in run.state.items()
+    }
+    arrays = frozen_arrays.load(workdir, parameters.flatten(run.frozen), saved["frozen"])
+    return state, parameters.unflatten(arrays, like=run.frozen)
+
+
+def _maker(
+    config: NetworkConfig, statistics: Mapping[str, Statistics], seed: int
+) -> Callable[[], PolicyNetwork]:
+    return lambda: build_network(config, statistics, nnx.Rngs(seed))
+
+
+def _check_memory(run: Run, shards: int) -> None:
+    """Prints what a device needs; raises UserError where it cannot fit."""
+    model = run.network_config.model
+    estimates = [
+        memory.estimate(
+            model,
+            run.state["trained"],
+            run.frozen,
+            one.share // shards,
+            len(one.config.cameras),
+            one.config.context,
+            one.prompt.length,
+            one.adapter.tokens_per_action,
+        )
+        for one in run.embodiments.values()
+    ]
+    needed = max(estimates, key=lambda parts: sum(parts.values()))  # their passes follow each other
+    print("Memory per device, estimated:\n" + memory.table(needed, jax.local_devices()))
+    memory.check(needed, jax.local_devices())
+
+
+def _check(config: ConfigDict, shards: int) -> None:
+    """Raises UserError for numbers that are out of range."""
+    if config.steps is not None and config.steps < 0:
+        raise UserError(f"config.steps: expected at least 0, found {config.steps}")
+    every = ("log_every", "validate_every", "checkpoint_every", "validation_windows")
+    for key in ("data.batch_size", *every):
+        value = functools.reduce(getattr, key.split("."), config)
+        if value < 1:
+            raise UserError(f"config.{key}: expected at least 1, found {value}")
+    if config.data.batch_size % shards:
+        raise UserError(
+            f"config.data.batch_size: expected a multiple of mesh data x fsdp = {shards}, found "
+            f"{config.data.batch_size}"
+        )

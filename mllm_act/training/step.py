@@ -1,0 +1,136 @@
+"""One update and one validation pass, as functions of arrays; ``train`` and ``bench train`` compile them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from mllm_act.batch import Batch
+from mllm_act.policy.network import PolicyNetwork
+
+State = dict[str, Any]  # "trained" (nnx.State) and "optimizer" (optax.OptState)
+Scores = tuple[
+    dict[str, jax.Array], jax.Array
+]  # means by name, and the number of items they are over
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the compiled functions need besides arrays.
+
+    Attributes:
+      graph: the structure of the network.
+      optimizer: updates the trained parameters.
+      key: dropout of step n is drawn from this key and n.
+      shares: each embodiment's weight in the loss; they sum to 1.
+      skip_padding: by embodiment, see ``PolicyNetwork.loss``.
+      action_units: by embodiment, the name, unit and scale of each dimension of a continuous action.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    key: PRNGKeyArray
+    shares: Mapping[str, float]
+    skip_padding: Mapping[str, int | None]
+    action_units: Mapping[str, Sequence[tuple[str, str, float]]]
+
+    def scalar(self, embodiment: str, name: str) -> str:
+        """Returns the name of a scalar in the log, which begins with the embodiment where there are several."""
+        return name if len(self.shares) == 1 else f"{embodiment}/{name}"
+
+
+def update(
+    recipe: Recipe, state: State, frozen: nnx.State, batches: Mapping[str, Batch], step: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """Makes one update.
+
+    Args:
+      recipe: see above; static.
+      state: is replaced, so that it can be donated.
+      frozen: the parameters that are not trained.
+      batches: windows of each embodiment.
+      step: int32[], the number of this update, from 1 on.
+
+    Returns:
+      The new state, and metrics: ``loss``, ``grad_norm``, ``weight_norm`` and those of the adapters.
+    """
+    key = jax.random.fold_in(recipe.key, step)
+
+    def loss_of(trained: nnx.State, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+        network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
+        loss, metrics = network.loss(name, batches[name], key, recipe.skip_padding[name])
+        scalars = {"loss": loss, **metrics}
+        return recipe.shares[name] * loss, {recipe.scalar(name, k): x for k, x in scalars.items()}
+
+    # One embodiment after another, so that only the activations of one are kept.
+    loss, gradients = jnp.zeros(()), None
+    metrics: dict[str, jax.Array] = {}
+    for name in batches:
+        (part, scalars), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state["trained"], name
+        )
+        loss, metrics = loss + part, metrics | scalars
+        gradients = gradient if gradients is None else optax.tree.add(gradients, gradient)
+    updates, optimizer_state = recipe.optimizer.update(
+        gradients, state["optimizer"], state["trained"]
+    )
+    trained = optax.apply_updates(state["trained"], updates)
+    norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
+    return {"trained": trained, "optimizer": optimizer_state}, {**metrics, "loss": loss, **norms}
+
+
+def validate(
+    recipe: Recipe, trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
+) -> tuple[Scores, Scores]:
+    """Returns the loss and metrics over the steps of a batch, and the action error over its windows."""
+    network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
+    loss, metrics = network.loss(name, batch, skip_padding=recipe.skip_padding[name])
+    steps = batch.observation.mask.sum()
+    return ({"loss": loss, **metrics}, steps), _action_error(recipe, network, name, batch)
+
+
+def _action_error(recipe: Recipe, network: PolicyNetwork, name: str, batch: Batch) -> Scores:
+    """Decodes the newest step of every window greedily.
+
+    Returns:
+      The mean absolute error in physical units over all actions of a chunk, or for discrete actions the share that
+      differs from the expert's; and the number of windows.
+    """
+    observation, adapter = batch.observation, network.adapters[name]
+    latents = network.latents(observation, recipe.skip_padding[name])
+    rows = jnp.arange(len(batch.action))
+    newest = jnp.maximum(observation.mask.sum(1) - 1, 0)
+    tokens = network.act(
+        name,
+        network.mllm.read(observation.prompt, observation.prompt_mask),
+        latents,
+        observation.mask,
+        observation.proprio[rows, newest],
+        adapter.encode(batch.action),
+    )
+    decoded, expert = adapter.decode(tokens), batch.action[rows, newest]
+    exists = observation.mask.any(1)
+    count = jnp.maximum(exists.sum(), 1)
+    if adapter.discrete:
+        wrong = jnp.where(exists, (decoded != expert).any(-1), False)
+        return {"wrong_actions": wrong.sum() / count}, exists.sum()
+    units = recipe.action_units[name]
+    error = jnp.abs(decoded - expert).reshape(len(rows), -1, len(units)).mean(1)
+    error = jnp.where(exists[:, None], error, 0).sum(0) / count
+    error = error * jnp.array([scale for _, _, scale in units])
+    errors = {f"error_{dim}_{unit}": error[i] for i, (dim, unit, _) in enumerate(units)}
+    return errors, exists.sum()
+
+
+def average(scores: Sequence[Scores]) -> dict[str, float]:
+    """Averages scores, weighted by the number of items they are over."""
+    total = sum(float(weight) for _, weight in scores)
+    return {
+        name: sum(float(values[name]) * float(weight) for values, weight in scores) / total
+        for name in scores[0][0]
+    }
