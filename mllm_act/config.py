@@ -9,6 +9,7 @@ the program with the nearest key that exists.
 import functools
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +18,16 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_dict import ConfigDict
+from ml_collections.config_flags import config_path
 
 from mllm_act.errors import UserError, nearest, run
+from mllm_act.files import user_path
 
 PACKAGE = Path(__file__).parent
+# What the value of a key may be, by the key's type.
+EXPECTED = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "names such as ('a', 'b')",
+}  # fmt: skip
 HELP = {"--help", "-help", "--helpfull", "-h"}
 
 
@@ -39,7 +46,7 @@ def load_config(path_and_variant: str) -> ConfigDict:
     Raises:
       UserError: if the file does not exist or defines no ``get_config``.
     """
-    name, _, variant = path_and_variant.partition(":")
+    name, variant = _split_variant(path_and_variant)
     path = _find(name)
     spec = importlib.util.spec_from_file_location(path.stem + "_config", path)
     if spec is None or spec.loader is None:
@@ -51,9 +58,18 @@ def load_config(path_and_variant: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
+def _split_variant(text: str) -> tuple[str, str]:
+    """Splits ``file.py:variant`` at the colon after ``.py``: folders may have colons in their names."""
+    if text.endswith(".py"):
+        return text, ""
+    start, ending, variant = text.rpartition(".py:")
+    name, _, rest = text.partition(":")
+    return (start + ".py", variant) if ending else (name, rest)
+
+
 def _find(name: str) -> Path:
     """Returns the config file of that name: relative to the current directory, else one of the shipped ones."""
-    path = expand_user("--config", name)
+    path = user_path(name, "--config")
     if path.is_file():
         return path
     shipped = shipped_configs()
@@ -66,36 +82,30 @@ def _find(name: str) -> Path:
     )
 
 
-def expand_user(flag: str, path: str) -> Path:
-    """Returns a path with its leading ``~`` or ``~user`` expanded.
-
-    Raises:
-      UserError: naming the flag, if there is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"{flag}={path}: expected the home directory of a user after ~, found none ({error}); give the path in full"
-        ) from error
-
-
-def keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Yields every key of a config as a dotted path, inner nodes included."""
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every key that has a value, as a dotted path, with the value; None where a placeholder is open."""
     for name, value in config.items():
-        yield prefix + name
         if isinstance(value, ConfigDict):
-            yield from keys(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
-    """Raises a UserError with the nearest key if an override names a key that the config lacks."""
-    known = set(keys(config))
+    """Raises a UserError with the nearest key if an override names a key that the config lacks, or a group of keys."""
+    known = [key for key, _ in leaves(config)]
     for argument in argv:
-        name, _, _ = argument.lstrip("-").partition("=")
-        key = name.removeprefix("config.")
-        if argument.startswith("-") and key != name and key not in known:
-            raise UserError(f"--{name}: the config has no key {key!r}; {nearest(key, known)}")
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match is None or match[1] in known:
+            continue
+        flag, key = argument.partition("=")[0], match[1]
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(
+                f"{flag}: expected a key with a value, found a group of keys; set one of them, such as "
+                f"--config.{inside[0]}=..."
+            )
+        raise UserError(f"{flag}: the config has no key {key!r}; {nearest(key, known)}")
 
 
 def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> None:
@@ -125,9 +135,9 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
                     f"expected flags only (--config=..., --config.key=value, --workdir=...), found {argv[1]!r}"
                 )
             _expand_home(config)
-            main(config, expand_user("--workdir", workdir.value))
+            main(config, user_path(workdir.value, "--workdir"))
 
-        app.run(parsed, argv)
+        app.run(parsed, argv, flags_parser=lambda argv: _parse_flags(argv, config))
 
     run(program)
 
@@ -147,20 +157,40 @@ def _pop_flag(argv: Sequence[str], name: str, default: str) -> tuple[str, list[s
     return value, rest
 
 
+def _parse_flags(argv: Sequence[str], config: ConfigDict) -> list[str]:
+    """Parses the flags, and returns the other arguments after the program's name.
+
+    Raises:
+      UserError: if there is no such flag, or a value is not of its key's type.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        match = re.match(r"flag --config\.([^=]*)=(.*?): ", str(error), re.DOTALL)
+        if match is None:
+            raise UserError(" ".join(str(error).split())) from error
+        key, value = match.groups()
+        expected = EXPECTED[config_path.get_type(key, config)]
+        raise UserError(f"--config.{key}: expected {expected}, found {value!r}") from error
+
+
 def _expand_home(config: ConfigDict) -> None:
     """Expands a leading ``~`` in values: shells do not do so after ``--config.data.directory=``."""
-    for key in keys(config):
-        value = _value(config, key)
+    for key, value in list(leaves(config)):
         if isinstance(value, str) and value.startswith("~"):
-            parent, _, name = key.rpartition(".")
-            node = _value(config, parent) if parent else config
-            node[name] = str(expand_user(f"--config.{key}", value))
+            *parents, name = key.split(".")
+            node = functools.reduce(getattr, parents, config)
+            node[name] = str(user_path(value, f"--config.{key}"))
 
 
 def _help(description: str, default: str, file: str, config: ConfigDict) -> str:
     """Returns the text of ``--help``: what the program does, its flags, and every key with its value."""
-    leaves = [key for key in keys(config) if not isinstance(_value(config, key), ConfigDict)]
-    lines = [f"  --config.{key}={_value(config, key)}" for key in leaves]
+    lines = [
+        f"  --config.{key}={value}"
+        if value is not None
+        else f"  --config.{key}    (open; {EXPECTED[config_path.get_type(key, config)]})"
+        for key, value in leaves(config)
+    ]
     return "\n".join([
         description,
         "flags:",
@@ -169,10 +199,6 @@ def _help(description: str, default: str, file: str, config: ConfigDict) -> str:
         f"keys of {file}, with their values:",
         *lines,
     ])  # fmt: skip
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), config)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ user would call, in its own process, and prints the command. An interrupted demo
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from mllm_act import report
 from mllm_act.errors import UserError, nearest, run
+from mllm_act.files import user_path
 
 # Short tasks at which an untrained policy fails. Some of Meta-World's (drawer-close, handle-press) succeed by accident
 # when the arm drifts.
@@ -51,8 +53,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--adapters", default="rvq", help="comma-separated, or all (default: rvq)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("runs/demo"), help="default: runs/demo"
+    )
     args = parser.parse_args()
+    # Ends the stage too: subprocess.run kills it on every exception.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = PAPERS if args.adapters == "all" else tuple(args.adapters.split(","))
     for adapter in chosen:
         if adapter not in PAPERS:
@@ -63,7 +69,8 @@ def main() -> None:
     data = out / "data"
     call(
         "Demonstrations: scripted experts in MuJoCo, written as RLDS",
-        *f"-m data_pipelines.generate --env=metaworld --tasks={TASKS} --episodes=40 --out={data}".split(),
+        *f"-m data_pipelines.generate --env=metaworld --tasks={TASKS} --episodes=40".split(),
+        f"--out={data}",
     )
     policies = {}
     for adapter in chosen:
@@ -90,14 +97,15 @@ def main() -> None:
     for name, workdir in policies.items():
         call(
             f"Success of {name} on unseen configurations",
-            *f"-m mllm_act.evaluate --checkpoint={workdir} --env=metaworld --split=test --horizon={HORIZON}".split(),
+            *f"-m mllm_act.evaluate --env=metaworld --split=test --horizon={HORIZON}".split(),
+            f"--checkpoint={workdir}",
         )
 
-    print("\n" + report.write(out / "report", policies, "test"))
+    print("\n" + report.write(out / "report", policies, "test", "metaworld"))
     best = policies[chosen[-1]]
     outputs = {
         f"{out}/report/": "success by task with 95 % intervals; loss and action errors; frames of episodes",
-        f"{best}/evaluation/test/videos/": "an episode of each task",
+        f"{best}/evaluation/metaworld/test/videos/": "an episode of each task",
         f"{out}/tokenizer_*/report/": "the tokenizer's precision in physical units, and its replay",
         f"{best}/checkpoints/": f'the policy: Policy.load("{best}")',
         f"{out}/*/tensorboard/": "the curves, for TensorBoard (pip install tensorboard)",

@@ -4,13 +4,15 @@
 
 All simulators are stepped together in worker processes, and the policy acts on them as one batch. An episode ends at
 its first success or at the horizon. Writes to ``--out``: ``episodes.csv`` (one line per episode, with its seed),
-``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode. The same
-seed gives the same results.
+``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode. The files
+of an earlier evaluation, which its ``summary.json`` lists, are replaced; a folder that holds others is refused. The
+same seed gives the same results, with ``--sample`` too.
 """
 
 import argparse
+import hashlib
+import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,44 +20,67 @@ from typing import Any
 
 import imageio.v3 as iio
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key
 
 from mllm_act import envs
 from mllm_act.checkpoints import checkpoint
 from mllm_act.envs import play
-from mllm_act.envs.base import EnvObservation
+from mllm_act.envs.base import EnvObservation, Job
 from mllm_act.envs.play import Episode
+from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
-from mllm_act.files import write_csv, write_json
+from mllm_act.files import user_path, write_csv, write_json
 from mllm_act.policy import Policy
+
+SUMMARY = (
+    "summary.json"  # of an evaluation; its key "files" lists all files that the evaluation wrote
+)
+PARTIAL = ".partial-"  # prefix of what a killed evaluation leaves
+
+
+def step_keys(steps: Sequence[tuple[Job, int]]) -> Key[Array, " B"]:
+    """Returns the random key of each step of an episode; it depends on the job and the step only."""
+    words = [
+        np.frombuffer(
+            hashlib.blake2b(repr((*job, step)).encode(), digest_size=8).digest(), np.uint32
+        )
+        for job, step in steps
+    ]
+    return jax.random.wrap_key_data(jnp.asarray(np.stack(words)), impl="threefry2x32")
 
 
 def rollout(
-    policy: Policy,
-    pool: EnvPool,
-    episodes: list[Episode],
-    horizon: int,
-    key: PRNGKeyArray | None = None,
+    policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int, sample: bool = False
 ) -> Iterator[Episode]:
     """Plays all episodes with the policy, fills in their results, and yields each as it ends.
 
-    With a key, actions are sampled from the policy's distribution; without one, they are the most likely.
+    Args:
+      policy: decides the actions.
+      pool: the simulators.
+      episodes: to play.
+      horizon: maximum steps per episode.
+      sample: draw actions from the policy's distribution instead of taking the most likely. An episode's draws depend
+        on its job only, not on the pool.
     """
-    memory, step = policy.start(pool.num_envs), 0
+    memory = policy.start(pool.num_envs)
 
     def decide(
         playing: Mapping[int, Episode], started: Sequence[int], observation: EnvObservation
     ) -> np.ndarray:
-        nonlocal memory, step
+        nonlocal memory
         first = np.isin(np.arange(pool.num_envs), started)
         images, proprio = observation["images"], observation["proprio"]
         instructions = observation["instruction"].tolist()
-        step_key = None if key is None else jax.random.fold_in(key, step)
-        action, memory = policy.act(images, proprio, instructions, first, memory, step_key)
-        step += 1
+        keys = None
+        if sample:
+            idle = Episode(Job("", 0, 0))
+            slots = [playing.get(slot, idle) for slot in range(pool.num_envs)]
+            keys = step_keys([(episode.job, episode.steps) for episode in slots])
+        action, memory = policy.act(images, proprio, instructions, first, memory, keys)
         return action[sorted(playing)]
 
     yield from play.play(pool, episodes, horizon, decide, "evaluate")
@@ -73,20 +98,62 @@ def write_video(folder: Path, episode: Episode, hertz: float) -> None:
 def write_results(
     folder: Path, episodes: list[Episode], rows: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Writes ``episodes.csv``, ``tasks.csv`` and ``summary.json``."""
+    """Writes ``episodes.csv``, ``tasks.csv`` and ``summary.json``, which lists these and the videos in ``folder``."""
     write_csv(
         folder / "episodes.csv",
         [{**e.job._asdict(), "success": int(e.success), "steps": e.steps} for e in episodes],
     )
     write_csv(folder / "tasks.csv", rows)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary | {"files": sorted({SUMMARY, *_files(folder)})})
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yields all that ``folder`` and its folders contain, except for empty folders and what killed programs left."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(PARTIAL):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from (f"{path.name}/{name}" for name in _files(path))
+        else:
+            yield path.name
+
+
+def own_files(out: Path) -> set[str]:
+    """Returns the files in ``out``, all of them written by an earlier evaluation.
+
+    Raises:
+      UserError: it holds another file, or is none that can be read.
+    """
+    if not os.path.lexists(out):
+        return set()
+    try:
+        present = set(_files(out))
+        listed = json.loads((out / SUMMARY).read_text())["files"] if SUMMARY in present else []
+        foreign = sorted(name for name in present if name not in listed)
+    except OSError as error:
+        raise UserError(f"--out={out}: expected a folder, found {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):  # another program's summary.json
+        foreign = [SUMMARY]
+    if foreign:
+        raise UserError(
+            f"--out={out}: expected an empty folder, or only files of an earlier evaluation ({SUMMARY} lists them), "
+            f"found {foreign[0]}; move it, or choose another --out"
+        )
+    return present
 
 
 def publish(folder: Path, out: Path) -> None:
     """Moves complete results into ``out``, replacing those of an earlier evaluation, videos included."""
-    shutil.rmtree(out / "videos", ignore_errors=True)
-    for path in folder.iterdir():
-        os.replace(path, out / path.name)
+    old, summary = own_files(out), json.loads((folder / SUMMARY).read_text())
+    new = set(summary["files"])
+    # Listed before anything is moved: after a kill the next evaluation still knows all files as its own.
+    write_json(out / SUMMARY, summary | {"files": sorted(old | new)})
+    for name in old - new:
+        (out / name).unlink()
+    for name in sorted(new - {SUMMARY}):
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(folder / name, out / name)
+    os.replace(folder / SUMMARY, out / SUMMARY)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -99,7 +166,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--checkpoint",
-        type=Path,
+        type=user_path,
         required=True,
         help="a run's folder, or the folder of one of its steps",
     )
@@ -124,6 +191,12 @@ def arguments() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="simulator processes (default: one per core)",
     )
+    add(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        help="seconds that a simulator may take for a step (default: %(default)g)",
+    )
     add("--sample", action="store_true", help="sample actions instead of taking the most likely")
     add(
         "--ensembling",
@@ -133,7 +206,7 @@ def arguments() -> argparse.ArgumentParser:
         "(default: execute chunks one after another)",
     )
     add("--no-videos", action="store_true", help="do not record each task's first episode")
-    add("--out", type=Path, help="output folder (default: RUN/evaluation/SPLIT)")
+    add("--out", type=user_path, help="output folder (default: RUN/evaluation/ENV/SPLIT)")
     return parser
 
 
@@ -147,7 +220,10 @@ def main() -> None:
     for option in ("envs", "workers"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option}: expected at least 1, found {getattr(args, option)}")
+    check_timeout(args.timeout)
     workdir, _ = checkpoint.find(args.checkpoint)
+    out = args.out or workdir / "evaluation" / args.env / args.split
+    own_files(out)
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
     if args.sample and policy.embodiment.adapter == "regression":
         raise UserError(
@@ -161,12 +237,11 @@ def main() -> None:
         args.seed,
         videos=not args.no_videos,
     )
-    out = args.out or workdir / "evaluation" / args.split
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
-        with EnvPool(args.env, min(args.envs, len(episodes)), args.workers) as pool:
-            key = jax.random.key(args.seed) if args.sample else None
-            for episode in rollout(policy, pool, episodes, horizon, key):
+    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as scratch:
+        num_envs = min(args.envs, len(episodes))
+        with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
+            for episode in rollout(policy, pool, episodes, horizon, args.sample):
                 if episode.frames is not None:
                     write_video(Path(scratch, "videos"), episode, spec.control_hz)
         rows = summarize(episodes)

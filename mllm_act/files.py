@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_act.errors import UserError
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -50,6 +52,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def user_path(text: str, flag: str = "") -> Path:
+    """Returns a user's path with its leading ``~`` or ``~user`` expanded; argparse takes it as a ``type``.
+
+    Raises:
+      UserError: if there is no such user; it names the flag where it is given.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{flag}{'=' if flag else ''}{text}: expected the home directory of a user after ~, found none ({error}); "
+            "give the path in full"
+        ) from error
 
 
 def _partial(path: Path) -> Path:

@@ -11,9 +11,9 @@ layer by layer, straight to the devices.
 """
 
 import argparse
-from pathlib import Path
 
 from mllm_act.errors import UserError, expect_new, run
+from mllm_act.files import user_path
 from mllm_act.models import presets
 from mllm_act.weights import gguf, huggingface, onnx
 from mllm_act.weights.convert import convert
@@ -28,7 +28,7 @@ def open_source(name: str) -> Source:
     Raises:
       UserError: if it does not exist or cannot be read.
     """
-    path = Path(name)
+    path = user_path(name, "--source")
     if path.is_dir():
         return huggingface.read(path, name)
     if path.is_file() and path.suffix in (".gguf", ".onnx"):
@@ -49,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", required=True, help="the preset that the weights are for")
     parser.add_argument("--source", required=True, action="append", help="see above; repeatable")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=user_path, required=True, help="the folder to make")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the arrays written (default: the source's)"
     )

@@ -27,10 +27,11 @@ from mllm_act.action_tokenizer.checkpoint import load_tokenizer
 from mllm_act.envs import play
 from mllm_act.envs.base import EnvObservation
 from mllm_act.envs.play import Episode
+from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
-from mllm_act.files import write_csv
+from mllm_act.files import user_path, write_csv
 from mllm_act.normalization import Statistics
 
 Through = Callable[[Float[np.ndarray, "n A"]], Float[np.ndarray, "n A"]]
@@ -99,6 +100,7 @@ def measure(
     seed: int = 0,
     num_envs: int = 16,
     workers: int = os.cpu_count() or 1,
+    timeout: float = TIMEOUT,
 ) -> Results:
     """Plays the expert with and without the tokenizer on a split, and writes ``out/replay.csv``.
 
@@ -106,7 +108,8 @@ def measure(
       The summaries by task of ``replay`` (with the tokenizer) and ``expert`` (without).
 
     Raises:
-      UserError: a task or split that does not exist; a tokenizer of chunks, or of other action dimensions.
+      UserError: a task or split that does not exist; a tokenizer of chunks, or of other action dimensions; a simulator
+        that takes longer than ``timeout`` seconds for a step.
     """
     if model.config.chunk > 1:
         raise UserError(
@@ -117,7 +120,7 @@ def measure(
     names = ",".join(tasks)
     replayed, expert = (play.episodes(env, names, split, seed) for _ in range(2))
     num_envs = min(num_envs, len(expert))
-    with EnvPool(env, num_envs, workers, render=False) as pool:
+    with EnvPool(env, num_envs, workers, render=False, timeout=timeout) as pool:
         if len(pool.spec.action_names) != model.config.action_dim:
             raise UserError(
                 f"expected a tokenizer of the {len(pool.spec.action_names)} action dimensions of {env}, "
@@ -139,7 +142,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="workdir of mllm_act.train_tokenizer")
+    add("--checkpoint", type=user_path, required=True, help="workdir of mllm_act.train_tokenizer")
     add("--tasks", help="task names or groups, comma-separated (default: the training tasks)")
     add("--split", default="test", help="start/goal configurations: train or test (default: test)")
     add("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
@@ -150,8 +153,15 @@ def main() -> None:
         default=os.cpu_count() or 1,
         help="simulator processes (default: one per core)",
     )
-    add("--out", type=Path, help="output folder (default: CHECKPOINT/report)")
+    add(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        help="seconds that a simulator may take for a step (default: %(default)g)",
+    )
+    add("--out", type=user_path, help="output folder (default: CHECKPOINT/report)")
     args = parser.parse_args()
+    check_timeout(args.timeout)
     tokenizer = load_tokenizer(args.checkpoint)
     tasks = args.tasks.split(",") if args.tasks else tokenizer.statistics.tasks
     out = args.out or tokenizer.workdir / "report"
@@ -165,6 +175,7 @@ def main() -> None:
         seed=args.seed,
         num_envs=args.envs,
         workers=args.workers,
+        timeout=args.timeout,
     )
     print(table(results))
     print(f"Wrote the success rates on the {args.split} configurations to {out / 'replay.csv'}")

@@ -2,7 +2,8 @@
 
     python -m mllm_act.report --out=DIR rvq=runs/metaworld/rvq vq=runs/metaworld/vq
 
-Reads the results of ``evaluate`` and the metrics of ``train`` from each folder. Writes ``success.csv``,
+Reads the results of ``evaluate`` and the metrics of ``train`` from each folder; ``--env`` chooses the environment where
+a run was evaluated in several. Writes ``success.csv``,
 ``success.md``, ``success.png``, ``training.png``, and for each policy frames of its videos, ``rollouts_NAME.png``.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import itertools
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,46 @@ import matplotlib
 
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError, run
-from mllm_act.files import whole_file, write_csv
+from mllm_act.files import user_path, whole_file, write_csv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be set first)
 
 
-def read_summary(workdir: Path, split: str) -> dict[str, Any]:
+def choose_env(workdirs: Iterable[Path], split: str) -> str:
+    """Returns the environment in which the policies were evaluated on this split.
+
+    Raises:
+      UserError: there are none, or several.
+    """
+    names: set[str] = set()
+    for workdir in workdirs:
+        folder = workdir / "evaluation"
+        evaluated = folder.iterdir() if folder.is_dir() else ()
+        names |= {env.name for env in evaluated if (env / split / "summary.json").is_file()}
+    if not names:
+        raise UserError(
+            f"--split={split}: expected RUN/evaluation/ENV/{split}/summary.json, found none in any run; "
+            f"run python -m mllm_act.evaluate --checkpoint=RUN --split={split}"
+        )
+    if len(names) > 1:
+        raise UserError(
+            f"--env: expected one of {', '.join(sorted(names))}, in which the runs were evaluated, found none; name one"
+        )
+    return names.pop()
+
+
+def read_summary(workdir: Path, env: str, split: str) -> dict[str, Any]:
     """Returns the ``summary.json`` of an evaluation.
 
     Raises:
-      UserError: the policy was not evaluated on this split.
+      UserError: the policy was not evaluated in this environment on this split.
     """
-    path = workdir / "evaluation" / split / "summary.json"
+    path = workdir / "evaluation" / env / split / "summary.json"
     if not path.is_file():
         raise UserError(
             f"{path}: expected this file, found none; "
-            f"run python -m mllm_act.evaluate --checkpoint={workdir} --split={split}"
+            f"run python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split={split}"
         )
     return json.loads(path.read_text())
 
@@ -47,7 +72,7 @@ def read_metrics(workdir: Path, name: str) -> tuple[list[int], list[float]]:
     return [line["step"] for line in lines], [float(line[name]) for line in lines]
 
 
-def plot_success(summaries: dict[str, dict[str, Any]], path: Path) -> None:
+def plot_success(summaries: dict[str, dict[str, Any]], title: str, path: Path) -> None:
     """Plots success rates as bars with 95 % intervals, grouped by task."""
     tasks = [row["task"] for row in next(iter(summaries.values()))["tasks"]]
     figure, axis = plt.subplots(figsize=(1.5 + 1.4 * len(tasks), 4.2), layout="constrained")
@@ -67,9 +92,7 @@ def plot_success(summaries: dict[str, dict[str, Any]], path: Path) -> None:
         range(len(tasks)), [task.removesuffix("-v3").replace("-", "\n", 1) for task in tasks]
     )
     axis.axvline(len(tasks) - 1.5, color="0.8", linewidth=1)
-    axis.set(
-        ylabel="success, %", ylim=(0, 105), title="Success on unseen configurations, 95 % intervals"
-    )
+    axis.set(ylabel="success, %", ylim=(0, 105), title=title)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(
         frameon=False, ncols=len(summaries), loc="upper center", bbox_to_anchor=(0.5, -0.14)
@@ -114,9 +137,8 @@ def _title(error: str) -> str:
     return f"mean |error| of {dimension}, {unit}{suffix}"
 
 
-def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> None:
-    """Plots one row of frames per task, evenly spaced from the first frame of its video to the last."""
-    videos = sorted((workdir / "evaluation" / split / "videos").glob("*.mp4"))
+def plot_rollouts(videos: Sequence[Path], path: Path, frames: int = 6) -> None:
+    """Plots one row of frames per video, evenly spaced from its first frame to the last."""
     strips = []
     for video in videos:
         images = iio.imread(video)
@@ -138,10 +160,21 @@ def plot_rollouts(workdir: Path, split: str, path: Path, frames: int = 6) -> Non
     plt.close(figure)
 
 
-def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
-    """Writes the tables and plots, and returns the table as text."""
+def write(out: Path, workdirs: dict[str, Path], split: str, env: str | None = None) -> str:
+    """Writes the tables and plots, and returns the table as text.
+
+    Args:
+      out: folder to write to.
+      workdirs: policy -> its run's folder.
+      split: which evaluation to read.
+      env: in which environment; may be left out where the runs were evaluated in one only.
+
+    Raises:
+      UserError: there is no such evaluation of a run, or ``env`` is left out and there are several.
+    """
+    env = env or choose_env(workdirs.values(), split)
+    summaries = {name: read_summary(workdir, env, split) for name, workdir in workdirs.items()}
     out.mkdir(parents=True, exist_ok=True)
-    summaries = {name: read_summary(workdir, split) for name, workdir in workdirs.items()}
     results = {name: summary["tasks"] for name, summary in summaries.items()}
     write_csv(
         out / "success.csv",
@@ -150,7 +183,8 @@ def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
     text = table(results)
     with whole_file(out / "success.md") as partial:
         partial.write_text(text + "\n")
-    plot_success(summaries, out / "success.png")
+    title = f"Success in {env}, split {split}, 95 % intervals"
+    plot_success(summaries, title, out / "success.png")
     trained = {
         name: workdir
         for name, workdir in workdirs.items()
@@ -159,8 +193,9 @@ def write(out: Path, workdirs: dict[str, Path], split: str) -> str:
     if trained:
         plot_training(trained, out / "training.png")
     for name, workdir in workdirs.items():
-        if any((workdir / "evaluation" / split / "videos").glob("*.mp4")):
-            plot_rollouts(workdir, split, out / f"rollouts_{name}.png")
+        videos = sorted((workdir / "evaluation" / env / split / "videos").glob("*.mp4"))
+        if videos:
+            plot_rollouts(videos, out / f"rollouts_{name}.png")
     return text
 
 
@@ -171,14 +206,18 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--out", type=user_path, required=True, help="output folder")
+    parser.add_argument(
+        "--env", help="in which environment (default: the only one that the runs were evaluated in)"
+    )
     parser.add_argument("--split", default="test", help="which evaluation to read (default: test)")
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="a policy's name and folder")
     args = parser.parse_args()
     pairs = [run.partition("=") for run in args.runs]
     if not all(workdir for _, _, workdir in pairs):
         raise UserError(f"expected NAME=RUN arguments, found {' '.join(args.runs)}")
-    print(write(args.out, {name: Path(workdir) for name, _, workdir in pairs}, args.split))
+    workdirs = {name: user_path(workdir) for name, _, workdir in pairs}
+    print(write(args.out, workdirs, args.split, args.env))
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
     # ---- setup --------------------------------------------------------------------------------------------------
     run = set_up(config)
     train_batches = MixedBatches({
-        name: one.train_batches(config.seed, config.data.shuffle_megabytes)
-        for name, one in run.embodiments.items()
+        name: robot.train_batches(config.seed, config.data.shuffle_megabytes)
+        for name, robot in run.embodiments.items()
     })  # fmt: skip
     held_out = {
-        name: one.validation_batches(config.validation_windows)
-        for name, one in run.embodiments.items()
+        name: robot.validation_batches(config.validation_windows)
+        for name, robot in run.embodiments.items()
     }
     checkpoints = Checkpointer(workdir)
     resumed, state, frozen, meta = start_or_resume(run, config, checkpoints, train_batches, workdir)
@@ -105,7 +105,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def _progress(run: Run, first: int) -> tqdm:
-    adapters = ", ".join(one.config.adapter for one in run.embodiments.values())
+    adapters = ", ".join(robot.config.adapter for robot in run.embodiments.values())
     return tqdm(initial=first, total=run.steps, desc=f"train {adapters}", unit="step")
 
 

@@ -34,6 +34,7 @@ from mllm_act.config import run_with_config, to_json
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
+from mllm_act.ranges import COUNT, RANGES, check_ranges
 from mllm_act.training import optimizer
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
@@ -65,6 +66,7 @@ class Data:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the program."""
+    _check(config)
     data = _read(config)
     tokenizer: Tokenizer
     if "vocabulary" in config.tokenizer:
@@ -79,8 +81,6 @@ def _read(config: ConfigDict) -> Data:
     dataset = rlds.open_dataset(config.data.directory)
     statistics = dataset_statistics(dataset)
     chunk = config.tokenizer.chunk
-    if chunk < 1:
-        raise UserError(f"config.tokenizer.chunk: expected at least 1, found {chunk}")
     actions = read_actions(dataset, "train").chunked(chunk)
     train = np.asarray(statistics.chunked(chunk).normalize_action(actions))
     return Data(dataset, statistics, train, read_actions(dataset, "val").chunked(chunk))
@@ -108,7 +108,6 @@ def _train_autoencoder(config: ConfigDict, workdir: Path, data: Data) -> ActionT
     steps = config.steps
     if steps is None:
         steps = max(1, round(config.epochs * len(data.train) / batch_size))
-    _check(config, steps)
     sizes = TokenizerConfig(action_dim=data.dataset.action_dim, **config.tokenizer)
     model = ActionTokenizer(sizes, rngs=nnx.Rngs(config.seed))
     settings = training.TrainingConfig(batch_size=batch_size, seed=config.seed, **config.quantizer)
@@ -228,7 +227,11 @@ def _replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _check(config: ConfigDict, steps: int) -> None:
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for numbers that are out of range or do not fit each other."""
+    check_ranges(config, {**RANGES, "steps": COUNT})
+    if "vocabulary" in config.tokenizer:
+        return
     if config.checkpoint_every % config.log_every:
         raise UserError(
             f"config.checkpoint_every: expected a multiple of config.log_every "
@@ -239,8 +242,6 @@ def _check(config: ConfigDict, steps: int) -> None:
             f"config.data.batch_size: expected a multiple of the {jax.device_count()} devices, "
             f"found {config.data.batch_size}"
         )
-    if steps < 1:
-        raise UserError(f"config.steps: expected at least 1, found {steps}")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ SOURCES = sorted([*ROOT.glob("mllm_act/**/*.py"), *ROOT.glob("data_pipelines/**/
 # floor's other rooms or from above. Every module belongs to the room with the longest name that fits.
 FLOORS = (
     ("mllm_act", "mllm_act.errors", "mllm_act.batch", "data_pipelines.tensorflow_cpu"),
+    ("mllm_act.files", "mllm_act.normalization", "mllm_act.parameters", "mllm_act.provenance"),
+    ("mllm_act.config", "mllm_act.checkpoints", "mllm_act.envs", "mllm_act.models"),
     (
-        "mllm_act.config",
-        "mllm_act.files",
-        "mllm_act.normalization",
-        "mllm_act.parameters",
-        "mllm_act.provenance",
+        "mllm_act.ranges",
+        "mllm_act.models.acting",
+        "mllm_act.weights",
+        "mllm_act.action_tokenizer",
+        "mllm_act.report",
     ),
-    ("mllm_act.checkpoints", "mllm_act.envs", "mllm_act.models"),
-    ("mllm_act.models.acting", "mllm_act.weights", "mllm_act.action_tokenizer", "mllm_act.report"),
     ("data_pipelines.reading", "data_pipelines.writing", "mllm_act.adapters"),
     ("data_pipelines", "mllm_act.policy", "mllm_act.replay", "mllm_act.import_hf"),
     ("mllm_act.training", "mllm_act.evaluate", "mllm_act.export_hf"),

@@ -181,9 +181,8 @@ def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
     assert found[0] == found[1]
     rows = summarize(episodes)
     assert [row["task"] for row in rows] == [*TASKS, "mean"] and rows[-1]["episodes"] == 4
-    out, scratch = tmp_path / "run" / "evaluation" / "test", tmp_path / "scratch"
-    (out / "videos").mkdir(parents=True)
-    (out / "videos" / "of-an-earlier-evaluation.mp4").touch()
+    out, scratch = tmp_path / "run" / "evaluation" / "metaworld" / "test", tmp_path / "scratch"
+    out.mkdir(parents=True)
     scratch.mkdir()
     evaluate.write_video(scratch / "videos", episodes[0], 80)
     evaluate.write_results(scratch, episodes, rows, {"tasks": rows})

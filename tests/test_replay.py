@@ -1,5 +1,6 @@
 """Replay in the real simulator."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,5 +44,5 @@ def test_replay_of_the_expert() -> None:
 def test_through_the_tokenizer_is_encode_then_decode(model: ActionTokenizer) -> None:
     through = replay.through_tokenizer(model, statistics(), batch=8)
     actions = some_actions()[:5]
-    expected = model.decode(model.encode(actions))
+    expected = model.decode(model.encode(jnp.asarray(actions)))
     np.testing.assert_allclose(through(actions), expected, atol=1e-6)

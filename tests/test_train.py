@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/policy/metaworld.py:uniform"
 STEPS, EVERY = 24, 8
+FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
 OVERRIDES: dict[str, Any] = {
     "steps": STEPS,
     "checkpoint_every": EVERY,
@@ -125,7 +126,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_pat
 def test_two_devices_compute_what_one_does(data: Path, tmp_path: Path) -> None:
     """Data parallel, and parameters split over ``fsdp`` and ``tensor``."""
     run(data, tmp_path / "one", steps=4)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {FOUR_DEVICES}"}
     overrides = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}
     subprocess.run(
         command(data, tmp_path / "four", **overrides), cwd=ROOT, env=environment, check=True
@@ -197,7 +198,7 @@ def test_prompts_that_use_rows_of_actions_are_refused(
     pretrained_folder.write(tmp_path / "weights", model, ["do task 0"], 400)
     monkeypatch.setitem(presets.PRESETS, "small", preset)
     given = {"preset": "small", "pretrained": str(tmp_path / "weights"), "prompt_tokens": 64}
-    with pytest.raises(UserError, match="expected prompts without the ids 60 to 75, .* word it"):
+    with pytest.raises(UserError, match="expected prompts without the ids 60 to 75, .* reword it"):
         run(data, tmp_path / "run", steps=0, **given)
 
 
@@ -263,7 +264,7 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
     ("overrides", "message"),
     [
         ({"adapter.name": "rqv"}, "did you mean 'rvq'"),
-        ({"adapter.name": "rvq"}, "train_tokenizer"),
+        ({"adapter.name": "rvq"}, "config.adapter.bins: expected settings of the adapter 'rvq'"),
         ({"preset": "tinny"}, "did you mean 'tiny'"),
         ({"adapter.bins": 513}, "at most 512 codes"),
         ({"prompt_tokens": 3}, "prompt_tokens"),
@@ -283,12 +284,16 @@ def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> 
         ),
         ({"remat": "some"}, "remat: expected one of none, projections, full"),
         (
-            {"lora.targets": "query"},
+            {"preset": "smollm2_vit_s", "pretrained": "", "lora.targets": "query"},
             "lora.targets: expected a pattern that matches some of q",
         ),
-        ({"lora.targets": "q("}, "lora.targets: expected a regular expression"),
+        (
+            {"preset": "smollm2_vit_s", "pretrained": "", "lora.targets": "q("},
+            "lora.targets: expected a regular expression",
+        ),
+        ({"lora.targets": "q"}, "config.lora.targets: expected no LoRA settings for the preset"),
         ({"lora.rank": 0}, "config.lora.rank: expected at least 1"),
-        ({"lora.alpha": -1.0}, "config.lora.alpha: expected a positive number"),
+        ({"lora.alpha": -1.0}, "config.lora.alpha: expected a finite number above 0"),
         ({"lora.dropout": 1.0}, "config.lora.dropout"),
         (
             {"prompt_tokens": 4085},

@@ -80,7 +80,7 @@ def test_metrics_report_and_checkpoint_of_a_run(directory: Path, whole: Path) ->
     assert loaded.step == 8 and loaded.config.codes == 16
     assert loaded.metadata["action_names"] == list(spec("metaworld").action_names)
     normalized = np.zeros((3, 4), np.float32)
-    assert loaded.model.decode(loaded.model.encode(normalized)).shape == (3, 4)
+    assert loaded.model.decode(loaded.model.encode(jnp.asarray(normalized))).shape == (3, 4)
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(
@@ -109,11 +109,14 @@ def test_resumed_is_uninterrupted_bit_for_bit(
 def test_a_loaded_tokenizer_encodes_as_the_saved_one(whole: Path) -> None:
     first, second = (load_tokenizer(whole).model for _ in range(2))
     actions = jnp.array(np.random.default_rng(0).uniform(-1, 1, (50, 4)), jnp.float32)
-    np.testing.assert_array_equal(first.encode(actions), second.encode(actions))
+    np.testing.assert_array_equal(
+        first.encode(jnp.asarray(actions)), second.encode(jnp.asarray(actions))
+    )
     graph, state = nnx.split(first)
     merged = nnx.merge(graph, state)
     np.testing.assert_array_equal(
-        merged.decode(first.encode(actions)), second.decode(second.encode(actions))
+        merged.decode(first.encode(jnp.asarray(actions))),
+        second.decode(second.encode(jnp.asarray(actions))),
     )
 
 
@@ -147,7 +150,9 @@ def test_fast_is_fitted_once_and_loads_unchanged(directory: Path, tmp_path: Path
     statistics = loaded.statistics.chunked(8)
     actions = statistics.normalize_action(read_actions(dataset, "train").chunked(8))
     fitted = fast.fit(np.asarray(actions), 4, 8, 512, 10.0)
-    np.testing.assert_array_equal(loaded.model.encode(actions), fitted.encode(actions))
+    np.testing.assert_array_equal(
+        loaded.model.encode(jnp.asarray(actions)), fitted.encode(jnp.asarray(actions))
+    )
     again = run(directory, tmp_path, "fast")
     for name, value in first.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
@@ -174,7 +179,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_checkpoint(
 def test_bad_settings(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="multiple of config.log_every"):
         run(directory, tmp_path, checkpoint_every=3)
-    with pytest.raises(UserError, match="config.tokenizer.chunk: expected at least 1, found 0"):
+    with pytest.raises(UserError, match="config.tokenizer.chunk: expected at least 1 .*, found 0"):
         run(directory, tmp_path, "rvq,chunk=0")
     for variant, words in (
         ("rqv", "did you mean 'rvq'"),

@@ -13,7 +13,7 @@ from mllm_act.errors import UserError
 from mllm_act.models import presets
 
 
-def get_config(variant: str) -> ConfigDict:
+def get_config(variant: str = "rvq") -> ConfigDict:
     """Returns the config of ``adapter[,preset=NAME]``; an environment's own adds its data, prompt and lengths."""
     adapter, *options = variant.split(",")
     chosen = dict(option.partition("=")[::2] for option in options)

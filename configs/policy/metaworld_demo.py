@@ -22,7 +22,7 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.steps = 1200
     config.prompt_tokens = 24
-    config.data.shuffle_megabytes = 512  # the whole data set: three minutes leave no time for order
+    config.data.shuffle_megabytes = 512  # the whole dataset: three minutes leave no time for order
     config.validate_every = 300
     config.checkpoint_every = 300
     return config

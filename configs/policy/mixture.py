@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import load_config
+from mllm_act.errors import UserError, nearest
 from mllm_act.training.embodiments import KEYS
 
 HERE = Path(__file__).parent
@@ -21,13 +22,26 @@ HERE = Path(__file__).parent
 
 def get_config(variant: str = "metaworld=rvq,babyai=semlang") -> ConfigDict:
     """Returns the config of ``environment=adapter,...[,preset=NAME]``."""
-    chosen = dict(part.partition("=")[::2] for part in variant.split(","))
+    parts = [part.partition("=")[::2] for part in variant.split(",")]
+    chosen = dict(parts)
     preset = chosen.pop("preset", "tiny")
+    known = {file.stem for file in HERE.glob("*.py")} - {"common", "mixture"}
+    wrong = next((name for name in chosen if name not in known), None)
+    if wrong is not None:
+        raise UserError(
+            f"--config=...:{variant}: expected environments with a config, {', '.join(sorted(known))}, found "
+            f"{wrong!r}; {nearest(wrong, known)}"
+        )
+    if not chosen or len(dict(parts)) < len(parts):
+        raise UserError(
+            f"--config=...:{variant}: expected ENVIRONMENT=ADAPTER,... with each environment once, found "
+            f"{'one of them twice' if chosen else 'none'}"
+        )
     own = {
         name: load_config(f"{HERE / name}.py:{kind},preset={preset}")
         for name, kind in chosen.items()
     }
-    config = next(iter(own.values())).copy_and_resolve_references()
+    config = next(iter(own.values()))
     mixture = ConfigDict()
     for name, one in own.items():
         data = {"directory": one.data.directory, "context": one.data.context}

@@ -29,7 +29,7 @@ TensorFlow itself takes another 0.65 GB.
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -46,9 +46,10 @@ _WINDOW_OVERHEAD = 1024  # bytes per encoded window, for tensor headers and allo
 _SLACK_MEGABYTES = 32  # fragmentation by the allocator, measured
 
 Arrays = dict[str, Any]  # names to arrays, or to dicts of arrays
+Number: TypeAlias = tf.Tensor | int
 
 
-def window_index(length: tf.Tensor, offset: tf.Tensor, context: int) -> tuple[tf.Tensor, tf.Tensor]:
+def window_index(length: Number, offset: Number, context: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Cuts an episode of ``length`` >= 1 steps into windows; the first ends at ``offset``, unless that is 0.
 
     Returns:

@@ -51,7 +51,11 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
 
 
 def write(env: str, splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
-    """Writes the dataset below ``folder`` and returns its own folder. Equal input gives equal bytes."""
+    """Writes the dataset below ``folder`` and returns its own folder.
+
+    Equal input gives equal records in the same order. Their bytes are equal only within one process, because protobuf
+    orders the keys of a record differently in each.
+    """
     tfds.disable_progress_bar()
     builder = Demonstrations(env, splits, data_dir=folder)
     # Files are small, so that every process of a large run has several and a shuffle mixes many of them.

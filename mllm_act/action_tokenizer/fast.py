@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from mllm_act.action_tokenizer import byte_pair
 from mllm_act.action_tokenizer.byte_pair import END
@@ -129,7 +129,7 @@ def quantize(
 
 
 def dequantize(
-    rounded: Int[Array, "... HA"], action_dim: int, scale: float
+    rounded: Num[Array, "... HA"], action_dim: int, scale: float
 ) -> Float[Array, "... HA"]:
     """Returns the normalised chunks of rounded coefficients: the inverse transform."""
     rows = rounded.reshape(*rounded.shape[:-1], -1, action_dim) / scale
@@ -145,7 +145,9 @@ def cosines(chunk: int) -> Float[np.ndarray, "H H"]:
     return basis.astype(np.float32)
 
 
-def to_symbols(rounded: Float[Array, "... HA"], low: int, high: int) -> Int[Array, "... HA"]:
+def to_symbols(
+    rounded: Float[Array, "... HA"], low: int | Int[Array, ""], high: int | Int[Array, ""]
+) -> Int[Array, "... HA"]:
     """Returns the symbols of ``byte_pair``, int32: 1 for ``low`` and so on; END after the last non-zero coefficient."""
     clipped = jnp.clip(rounded, low, high).astype(jnp.int32)
     position = jnp.arange(1, rounded.shape[-1] + 1)

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.adapters.base import Adapter, Extend, Vocabulary
-from mllm_act.adapters.token_filter import filtered_log_softmax
+from mllm_act.adapters.token_filter import Keys, draw, filtered_log_softmax, fold_in
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 
@@ -121,7 +121,7 @@ class ActionTokenAdapter(Adapter):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Int[Array, "B M"]:
         """See ``Adapter.sample``."""
         tokens = jnp.zeros((len(hidden), 0), jnp.int32)
@@ -132,13 +132,13 @@ class ActionTokenAdapter(Adapter):
         return tokens
 
     def _add_token(
-        self, hidden: Float[Array, "B D"], tokens: Int[Array, "B j"], key: PRNGKeyArray | None
+        self, hidden: Float[Array, "B D"], tokens: Int[Array, "B j"], key: Keys | None
     ) -> Int[Array, "B j+1"]:
         """Chooses the next token and returns all j + 1 of them."""
         log_probs = self._log_probs(hidden, self.allowed(tokens))
         if key is None:
             code = log_probs.argmax(-1)
         else:
-            code = jax.random.categorical(jax.random.fold_in(key, tokens.shape[1]), log_probs)
+            code = draw(fold_in(key, tokens.shape[1]), log_probs)
         token = self.first_token + code.astype(jnp.int32)
         return jnp.concatenate([tokens, token[:, None]], axis=1)

@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
 from mllm_act.action_tokenizer.fast import FastConfig
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.normalization import Statistics
 
 # Feeds one token's embedding back to the model: (embedding [B, D], state) -> (hidden [B, D], state).
@@ -160,7 +161,7 @@ class Adapter(nnx.Module):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Tokens:
         """Decodes the tokens of one action, a fixed number of them.
 
@@ -169,6 +170,6 @@ class Adapter(nnx.Module):
           proprio: normalised proprioception.
           extend: feeds a token back to the model.
           state: what ``extend`` carries on.
-          key: draws from the distribution; without it decoding is greedy.
+          key: draws from the distribution, with one for the batch or one per row; without it decoding is greedy.
         """
         raise NotImplementedError

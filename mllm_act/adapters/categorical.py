@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.adapters.discrete import Discrete
-from mllm_act.adapters.token_filter import choose, filtered_log_softmax
+from mllm_act.adapters.token_filter import Keys, choose, filtered_log_softmax
 from mllm_act.models.layers import Linear
 from mllm_act.normalization import Statistics
 
@@ -106,7 +106,9 @@ class Categorical(Discrete):
         self, hidden: Float[Array, "B T 1 D"], tokens: Int[Array, "B T 1"]
     ) -> Float[Array, "B T"]:
         """See ``Adapter.log_prob``."""
-        log_probs = filtered_log_softmax(self._logits(hidden[..., 0, :]), self.allowed(tokens))
+        log_probs = filtered_log_softmax(
+            self._logits(hidden[..., 0, :]), self.allowed(tokens[..., :0])
+        )
         return jnp.take_along_axis(log_probs, tokens, axis=-1)[..., 0]
 
     def sample(
@@ -115,7 +117,7 @@ class Categorical(Discrete):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Int[Array, "B 1"]:
         """See ``Adapter.sample``."""
         logits = self._logits(hidden)

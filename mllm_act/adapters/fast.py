@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.action_tokenizer.byte_pair import END
 from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.normalization import Statistics
 
 
@@ -109,7 +110,7 @@ class Fast(ActionTokenAdapter):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Int[Array, "B M"]:
         """See ``Adapter.sample``. The model is not run any more once every action of the batch has ended."""
         length = self.tokens_per_action

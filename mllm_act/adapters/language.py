@@ -9,16 +9,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.adapters import action_words
 from mllm_act.adapters.action_words import Sequences
 from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.adapters.discrete import Discrete
-from mllm_act.adapters.token_filter import Trie, choose, filtered_log_softmax
+from mllm_act.adapters.token_filter import Keys, Trie, choose, filtered_log_softmax, fold_in
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 
@@ -154,7 +153,7 @@ class Language(Discrete):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Int[Array, "B M"]:
         """See ``Adapter.sample``. The model runs up to the last token that the earlier ones do not determine."""
         trie, node, tokens = self.trie, jnp.zeros(len(hidden), jnp.int32), []
@@ -162,8 +161,8 @@ class Language(Discrete):
         for j in range(self.tokens_per_action):
             allowed = trie.allowed(node)
             if j in trie.decisions:
-                draw = None if key is None else jax.random.fold_in(key, j)
-                column = choose(self._logits(hidden), allowed, draw)
+                token_key = None if key is None else fold_in(key, j)
+                column = choose(self._logits(hidden), allowed, token_key)
             else:
                 column = allowed.argmax(-1)
             node = trie.step(node, column)

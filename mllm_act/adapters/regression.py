@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from mllm_act.adapters.base import Adapter, Extend, Vocabulary
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.models.layers import Linear
 from mllm_act.normalization import Statistics
 
@@ -102,7 +103,7 @@ class Regression(Adapter):
         proprio: Float[Array, "B P"],
         extend: Extend,
         state: Any,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Float[Array, "B A"]:
         """Returns the predicted normalised action; see ``Adapter.sample``."""
         return self._predict(hidden, proprio)

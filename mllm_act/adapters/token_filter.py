@@ -10,7 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+Keys = PRNGKeyArray | Key[Array, " B"]  # one for the batch, or one for each of its rows
 
 
 def filtered_log_softmax(
@@ -24,8 +26,26 @@ def filtered_log_softmax(
     return jax.nn.log_softmax(masked, axis=-1)
 
 
+def draw(key: Keys, logits: Float[Array, "... V"]) -> Int[Array, "..."]:
+    """Draws from the softmax of logits. With a key per row, a row's draw does not depend on the other rows."""
+    if _per_row(key):
+        return jax.vmap(jax.random.categorical)(key, logits)
+    return jax.random.categorical(key, logits)
+
+
+def fold_in(key: Keys, data: int) -> Keys:
+    """Returns ``jax.random.fold_in(key, data)``, of every key where there is one per row."""
+    if _per_row(key):
+        return jax.vmap(jax.random.fold_in, (0, None))(key, data)
+    return jax.random.fold_in(key, data)
+
+
+def _per_row(key: Keys) -> bool:
+    return jax.random.key_data(key).ndim > 1
+
+
 def choose(
-    logits: Float[Array, "... V"], allowed: Bool[Array, "... V"], key: PRNGKeyArray | None = None
+    logits: Float[Array, "... V"], allowed: Bool[Array, "... V"], key: Keys | None = None
 ) -> Int[Array, "..."]:
     """Returns the likeliest allowed token, or with a key one drawn from ``filtered_log_softmax``'s distribution.
 
@@ -34,7 +54,7 @@ def choose(
     lowest = float(jnp.finfo(jnp.float32).min)
     finite = jnp.nan_to_num(logits.astype(jnp.float32), nan=lowest)
     masked = jnp.where(allowed, finite, -jnp.inf)
-    return masked.argmax(-1) if key is None else jax.random.categorical(key, masked)
+    return masked.argmax(-1) if key is None else draw(key, masked)
 
 
 @dataclasses.dataclass(frozen=True)

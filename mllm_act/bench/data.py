@@ -19,6 +19,7 @@ from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.pipeline import TrainBatches, cores, options
 from data_pipelines.reading.rlds import IMAGE, Dataset, Split, open_dataset
 from data_pipelines.tensorflow_cpu import tf
+from mllm_act.files import user_path
 
 
 def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
@@ -68,7 +69,7 @@ def measure(frames: Iterator[int], count: int, warm_up: int) -> tuple[float, flo
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mllm_act.bench data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", required=True, help="RLDS dataset directory")
+    parser.add_argument("--data", type=user_path, required=True, help="RLDS dataset directory")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--context", type=int, default=3, help="steps per window")

@@ -6,6 +6,7 @@ Orbax renames the folder of a step into place when it is complete, so that after
 """
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from mllm_act import __version__, parameters
+from mllm_act.checkpoints.paths import LiteralPath
 from mllm_act.errors import UserError
 from mllm_act.provenance import LIBRARIES, git_commit, library_version
 
@@ -31,7 +32,7 @@ class Checkpointer:
         """Opens the folder of a run, and creates it if it is missing."""
         self.directory = (workdir / "checkpoints").resolve()
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            LiteralPath(self.directory),
             options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True),
         )
 
@@ -105,7 +106,7 @@ class Checkpointer:
         self.close()
 
 
-def check_arrays(folder: Path, like: Mapping[str, Any]) -> None:
+def check_arrays(folder: os.PathLike, like: Mapping[str, Any]) -> None:
     """Compares the arrays in a folder written by Orbax with those expected, without reading them.
 
     Args:
@@ -116,7 +117,7 @@ def check_arrays(folder: Path, like: Mapping[str, Any]) -> None:
       UserError: naming every array that is missing, unexpected, or of another shape or dtype.
     """
     try:
-        tree = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+        tree = ocp.StandardCheckpointHandler().metadata(LiteralPath(folder)).tree
     except (FileNotFoundError, ValueError) as error:
         raise UserError(
             f"{folder}: expected arrays, found none that can be read; the checkpoint is incomplete: delete the step to "

@@ -12,10 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from mllm_act.checkpoints.checkpoint import check_arrays
+from mllm_act.checkpoints.paths import LiteralPath
 from mllm_act.errors import UserError
 
 
-def save(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
+def save_frozen(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
     """Writes a run's frozen arrays (there may be none), replacing those of an earlier run.
 
     The folder is renamed into place when it is complete.
@@ -34,7 +35,7 @@ def save(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
     return mark
 
 
-def load(
+def load_frozen(
     workdir: Path, like: Mapping[str, jax.ShapeDtypeStruct], mark: str
 ) -> dict[str, jax.Array]:
     """Reads a run's frozen arrays with the shapes, dtypes and shardings of ``like``.
@@ -48,10 +49,10 @@ def load(
         raise UserError(f"{folder}: expected the frozen parameters of the run, found none; {fix}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         wanted = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        found = checkpointer.restore(folder, args=wanted)["meta"]["mark"]
-        if found != mark:
+        own = checkpointer.restore(folder, args=wanted)["meta"]["mark"]
+        if own != mark:
             raise UserError(
-                f"{folder}: expected the mark {mark!r} of the checkpoint beside it, found {found!r}, of another run; "
+                f"{folder}: expected the mark {mark!r} of the checkpoint beside it, found {own!r}, of another run; "
                 + fix
             )
         if not like and not (folder / "arrays").exists():
@@ -61,5 +62,5 @@ def load(
         return checkpointer.restore(folder, args=arrays)["arrays"]
 
 
-def _folder(workdir: Path) -> Path:
-    return workdir.resolve() / "frozen"
+def _folder(workdir: Path) -> LiteralPath:
+    return LiteralPath(workdir.resolve() / "frozen")

@@ -12,7 +12,7 @@ Importing the module should not import the simulator: programs read ``SPEC`` wit
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -55,6 +55,8 @@ class Job(NamedTuple):
     seed: int
 
 
+@runtime_checkable
+@runtime_checkable
 class Env(Protocol):
     """One simulator. The same job and the same actions always give the same episode."""
 

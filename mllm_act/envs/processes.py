@@ -2,17 +2,21 @@
 
 Why not ``multiprocessing.Process``: spawn imports the program's main module in every child (JAX and TensorFlow, which
 cost seconds and hundreds of MB and which a simulator does not need), fork is unsafe once JAX has started threads, and
-the workers of a pool outlive a parent that is killed. Here a child is ``python -m mllm_act.envs.processes``, and it
-exits when its pipe is closed.
+the workers of a pool outlive a parent that is killed. Here a child is ``python -m mllm_act.envs.processes``. On Linux
+the kernel kills it with its parent, whatever it is doing; elsewhere it exits when it next reads its closed pipe.
 """
 
+import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,6 +27,22 @@ from mllm_act.errors import UserError
 ONE_THREAD = dict.fromkeys(
     ("LP_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
+TIMEOUT = 300.0  # seconds; the first answer includes the simulator's imports
+LONGEST_TIMEOUT = 1e6  # seconds; the poll system call takes no more than 24 days
+GRACE = 5.0  # seconds, see `Worker.receive`
+IN_FLIGHT = 32  # requests; many more fill the pipe, and then both sides wait for the other to read
+
+
+class StalledWorker(UserError):
+    """A worker gave no answer within its time limit and was killed."""
+
+
+def check_timeout(timeout: float) -> None:
+    """Raises UserError unless ``timeout`` is a time limit that a `Worker` can have."""
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise UserError(
+            f"--timeout: expected seconds, more than 0 and at most {LONGEST_TIMEOUT:.0f}, found {timeout:g}"
+        )
 
 
 class Worker:
@@ -30,25 +50,36 @@ class Worker:
     ``handler(request)``.
 
     Arguments, requests and replies are pickled. ``connection`` can be passed to ``multiprocessing.connection.wait``.
+    On Linux the process is killed when the thread that made it ends: make workers in a thread that outlives them.
     """
 
-    def __init__(self, factory: str, **arguments: Any) -> None:
+    def __init__(self, factory: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:
         """Starts the process without waiting for it; `receive` raises the errors of the factory.
 
         Args:
           factory: import path, ``'package.module:function'``.
+          timeout: seconds that each answer may take.
           **arguments: of the factory.
+
+        Raises:
+          UserError: the time limit is not above 0, or is too long.
         """
+        check_timeout(timeout)
+        self.timeout = timeout
+        self._waiting: deque[Any] = deque()  # requests that are not sent yet
+        self._in_flight = 0
+        self._started = time.monotonic()  # when the oldest unanswered request was begun
         self.connection, child = multiprocessing.Pipe()
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self._process = subprocess.Popen(
             # -P: modules come from the parent's path, and not first from the working directory.
-            [sys.executable, "-P", "-m", "mllm_act.envs.processes", str(child.fileno())],
+            [sys.executable, "-P", "-m", "mllm_act.envs.processes"]
+            + [str(child.fileno()), str(os.getpid())],
             pass_fds=[child.fileno()],
             env=environment,
         )
         child.close()
-        self.send((factory, arguments))
+        self._write((factory, arguments))
 
     @property
     def pid(self) -> int:
@@ -57,10 +88,24 @@ class Worker:
 
     def send(self, request: Any) -> None:
         """Sends a request. If the worker has died, `receive` raises the error."""
-        try:
-            self.connection.send(request)
-        except OSError:
-            pass
+        if not self._in_flight:
+            self._started = time.monotonic()
+        self._waiting.append(request)
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and self._in_flight < IN_FLIGHT:
+            self._write(self._waiting.popleft())
+            self._in_flight += 1
+
+    def _write(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # the worker has died
+            self.connection.send(message)
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the answer to the oldest unanswered request is due; 0 if it is overdue."""
+        return max(0.0, self._started + self.timeout - time.monotonic())
 
     def receive(self, doing: str) -> Any:
         """Waits for the reply to the oldest unanswered request.
@@ -69,10 +114,19 @@ class Worker:
           doing: description of the request, for errors.
 
         Raises:
+          StalledWorker: there was no reply within the time limit. The worker has been killed.
           UserError: raised by the worker, or the worker died.
           RuntimeError: any other exception in the worker, with its traceback.
         """
         try:
+            # The second wait is for a worker that was suspended with this process (Ctrl-Z) and has just woken up.
+            grace = min(GRACE, self.timeout)
+            if not self.connection.poll(self.time_left) and not self.connection.poll(grace):
+                self.close()
+                raise StalledWorker(
+                    f"a worker process gave no answer within {self.timeout:g} s and was killed during: {doing}; "
+                    "if the simulator is only slow, raise --timeout"
+                )
             kind, reply = self.connection.recv()
         except (EOFError, OSError):
             status = self._process.wait()
@@ -82,6 +136,9 @@ class Worker:
             else:
                 end, hint = f"exited with status {status}", ""
             raise UserError(f"a worker process {end} during: {doing}{hint}") from None
+        self._started = time.monotonic()
+        self._in_flight -= 1
+        self._fill()
         if kind == "user error":
             raise UserError(reply)
         if kind == "error":
@@ -89,10 +146,21 @@ class Worker:
         return reply
 
     def close(self) -> None:
-        """Terminates the process, whatever it is doing."""
+        """Kills the process, whatever it is doing. SIGTERM would not end one that is stopped."""
         self.connection.close()
-        self._process.terminate()
-        self._process.wait()
+        self._process.kill()
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # stuck in the kernel: it ends when it can
+            self._process.wait(5)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when its parent, which has the id ``parent``, ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended before
+        sys.exit()
 
 
 def _serve(connection: Connection) -> None:
@@ -121,4 +189,5 @@ def _try(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 if __name__ == "__main__":
     # Ctrl-C reaches the parent too, which then closes its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(int(sys.argv[2]))
     _serve(Connection(int(sys.argv[1])))

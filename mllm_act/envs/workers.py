@@ -3,13 +3,13 @@
 import importlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from mllm_act import envs
 from mllm_act.envs.base import EnvObservation, Job
-from mllm_act.envs.processes import Worker
+from mllm_act.envs.processes import TIMEOUT, StalledWorker, Worker
 from mllm_act.errors import UserError
 
 
@@ -24,11 +24,25 @@ class EnvPool:
             observation, reward, success = pool.step(actions)
     """
 
-    def __init__(self, name: str, num_envs: int, num_workers: int, render: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        num_workers: int,
+        render: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> None:
         """Starts the processes; each simulator is made at its first `reset`.
 
+        Args:
+          name: of the environment.
+          num_envs: the simulators.
+          num_workers: processes, at most one per simulator.
+          render: whether observations contain images.
+          timeout: seconds that one simulator may take for a reset, a step or an expert's action.
+
         Raises:
-          UserError: no such environment, or a number below 1.
+          UserError: no such environment, a number below 1, or a time limit that is not above 0.
         """
         if num_envs < 1 or num_workers < 1:
             raise UserError(
@@ -39,8 +53,9 @@ class EnvPool:
         module = envs.ENVS[name]
         self.num_envs = num_envs
         self._jobs: list[Job | None] = [None] * num_envs
+        self._steps = [0] * num_envs  # of the episode in each slot
         self._workers = [
-            Worker("mllm_act.envs.workers:serve", module=module, render=render)
+            Worker("mllm_act.envs.workers:serve", timeout=timeout, module=module, render=render)
             for _ in range(min(num_workers, num_envs))
         ]
 
@@ -48,10 +63,10 @@ class EnvPool:
         """Starts ``jobs[i]`` in ``slots[i]`` and returns their observations, batched in that order.
 
         Raises:
-          UserError: raised by the environment's ``reset``, or a worker died.
+          UserError: raised by the environment's ``reset``, or a worker died or stalled.
         """
         for slot, job in zip(slots, jobs, strict=True):
-            self._jobs[slot] = job
+            self._jobs[slot], self._steps[slot] = job, 0
         return _stack(self._ask("reset", slots, jobs))
 
     def step(
@@ -65,8 +80,15 @@ class EnvPool:
 
         Returns:
           Batched observations, rewards float32[n] and successes bool[n] (at this step).
+
+        Raises:
+          UserError: raised by the environment's ``step``, or a worker died or stalled; it names the task, the
+            configuration and the step.
         """
-        replies = self._ask("step", self._all(slots), list(np.asarray(actions, np.float32)))
+        slots = self._all(slots)
+        replies = self._ask("step", slots, list(np.asarray(actions, np.float32)))
+        for slot in slots:
+            self._steps[slot] += 1
         observations, rewards, successes = zip(*replies, strict=True)
         return _stack(observations), np.array(rewards, np.float32), np.array(successes, bool)
 
@@ -81,34 +103,44 @@ class EnvPool:
         return range(self.num_envs) if slots is None else slots
 
     def _ask(self, method: str, slots: Sequence[int], payloads: Sequence[Any]) -> list[Any]:
-        """Sends one message to each worker involved, then collects the replies in the order of ``slots``."""
-        batches: dict[int, list[tuple[int, Any]]] = {}
-        for slot, payload in zip(slots, payloads, strict=True):
+        """Sends one request per slot, then collects the replies in the order of ``slots``."""
+        for slot in slots:
             if not 0 <= slot < self.num_envs:
                 raise UserError(f"no slot {slot} in a pool of {self.num_envs}")
-            batches.setdefault(slot % len(self._workers), []).append((slot, payload))
-        for worker, batch in batches.items():
-            self._workers[worker].send((method, batch))
-        replies: dict[int, Any] = {}
+        for slot, payload in zip(slots, payloads, strict=True):
+            self._worker(slot).send((method, slot, payload))
+        replies: list[Any] = []
         errors: list[Exception] = []
-        for worker, batch in batches.items():
-            doing = ", ".join(_describe(self._jobs[slot]) for slot, _ in batch)
+        for slot in slots:
             try:
-                answers = self._workers[worker].receive(f"{method} of {doing}")
+                replies.append(self._worker(slot).receive(self._describe(method, slot)))
+            except StalledWorker:
+                self.close()  # the replies of the other workers could take as long
+                raise
             except (UserError, RuntimeError) as error:
                 errors.append(error)  # read the other replies first: the pool stays usable
-                continue
-            replies.update(zip((slot for slot, _ in batch), answers, strict=True))
         if errors:
             raise errors[0]
-        return [replies[slot] for slot in slots]
+        return replies
+
+    def _worker(self, slot: int) -> Worker:
+        return self._workers[slot % len(self._workers)]
+
+    def _describe(self, method: str, slot: int) -> str:
+        """Returns what a slot is doing, for errors, e.g. ``reach-v3, configuration 40, step 12``."""
+        job = self._jobs[slot]
+        if job is None:
+            return f"{method} of a simulator that was not reset"
+        doing = {"reset": "reset", "step": f"step {self._steps[slot]}"}
+        expert = f"the expert's action of step {self._steps[slot]}"
+        return f"{job.task}, configuration {job.configuration}, {doing.get(method, expert)}"
 
     def close(self) -> None:
-        """Terminates the processes."""
+        """Kills the processes."""
         for worker in self._workers:
             worker.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EnvPool":
         return self
 
     def __exit__(
@@ -118,12 +150,6 @@ class EnvPool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _describe(job: Job | None) -> str:
-    return (
-        f"{job.task} configuration {job.configuration}" if job else "a simulator that was not reset"
-    )
 
 
 def _stack(observations: Sequence[EnvObservation]) -> EnvObservation:
@@ -138,8 +164,8 @@ def _stack(observations: Sequence[EnvObservation]) -> EnvObservation:
     }
 
 
-def serve(module: str, render: bool) -> Callable[[tuple[str, list[tuple[int, Any]]]], list[Any]]:
-    """Returns the handler of a worker: (method, [(slot, payload)]) -> one result per slot.
+def serve(module: str, render: bool) -> Callable[[tuple[str, int, Any]], Any]:
+    """Returns the handler of a worker: (method, slot, payload) -> result.
 
     Args:
       module: import path of the environment's module.
@@ -148,19 +174,15 @@ def serve(module: str, render: bool) -> Callable[[tuple[str, list[tuple[int, Any
     make = importlib.import_module(module).make
     simulators: dict[int, envs.Env] = {}
 
-    def answer(request: tuple[str, list[tuple[int, Any]]]) -> list[Any]:
-        method, batch = request
-        results: list[Any] = []
-        for slot, payload in batch:
-            if slot not in simulators:
-                simulators[slot] = make(render=render)
-            env = simulators[slot]
-            if method == "reset":
-                results.append(env.reset(*payload))
-            elif method == "step":
-                results.append(env.step(payload))
-            else:
-                results.append(env.expert_action())
-        return results
+    def answer(request: tuple[str, int, Any]) -> Any:
+        method, slot, payload = request
+        if slot not in simulators:
+            simulators[slot] = make(render=render)
+        env = simulators[slot]
+        if method == "reset":
+            return env.reset(*payload)
+        if method == "step":
+            return env.step(payload)
+        return env.expert_action()
 
     return answer

@@ -25,7 +25,7 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 # Keys and values of some inputs, [B, N, G, K] per layer: stacked over layers, or a list of pairs if the layers of the
 # model are unstacked.
-KeysValues = tuple[Float[Array, "*L B N G K"], Float[Array, "*L B N G K"]]
+KeysValues = tuple[Float[Array, "... B _ G K"], Float[Array, "... B _ G K"]]
 Cache = KeysValues | list[KeysValues]
 
 
@@ -69,7 +69,7 @@ def attend_past(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N G K"],
     v: Float[Array, "B N G K"],
-    mask: Bool[Array, "B N past+N"],
+    mask: Bool[Array, "B N S"],
     past: tuple[KeysValues, ...],
 ) -> Float[Array, "B N HK"]:
     """Attention to earlier inputs, whose keys and values are given, and to the inputs themselves."""
@@ -105,7 +105,7 @@ class LanguageBlock(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N past+N"],
+        mask: Bool[Array, "B N S"],
         past: tuple[KeysValues, ...],
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B N D"], KeysValues]:
@@ -154,7 +154,7 @@ class LanguageModel(nnx.Module):
         self.blocks = stack(lambda r: LanguageBlock(config, weight_dtype, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
-    def embed(self, tokens: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
+    def embed(self, tokens: Int[Array, "*B"], dtype: jnp.dtype) -> Float[Array, "*B D"]:
         """Returns the embeddings of tokens."""
         return self.embedding[...][tokens].astype(dtype)
 
@@ -168,7 +168,7 @@ class LanguageModel(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N past+N"],
+        mask: Bool[Array, "B N S"],
         *,
         past: Sequence[Cache] = (),
         key: PRNGKeyArray | None = None,
@@ -196,7 +196,7 @@ class LanguageModel(nnx.Module):
             return x, cache if keep_cache else None
 
         x, cache = scan(self.blocks, step, x, (tuple(past), layer_keys), remat=remat)
-        return self.norm(x), cache
+        return self.norm(x), cache if keep_cache else None
 
     def first_layers(
         self,

@@ -326,7 +326,7 @@ def _map_variables(f: Callable[[Any], Any], state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda v: v.replace(f(v.get_value())), state, is_leaf=_is_variable)
 
 
-def _pieces(value: Array | tuple[Array, ...], layers: int) -> tuple[Array, ...]:
+def _pieces(value: Array | tuple[Any, ...], layers: int) -> tuple[Any, ...]:
     """Cuts a stacked parameter into its layers. (The gradient of ``lax.split`` is one concatenation.)"""
     if isinstance(value, tuple):
         return value

@@ -13,7 +13,7 @@ A step's last latent predicts its first token; each token predicts the next.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -311,6 +311,7 @@ class MLLM(nnx.Module):
         return hidden[:, 0], Decoding((*state.past, cache), readable, position)
 
 
+@no_type_check  # JAX rebuilds it with shapes in place of arrays
 @struct.dataclass
 class Reading:
     """Prompts as ``MLLM.read`` returns them."""

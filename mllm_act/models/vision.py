@@ -157,7 +157,7 @@ class VisionTransformer(nnx.Module):
         self.norm = LayerNorm(d, epsilon=self.family.epsilon) if self.family.norm_first else None
         self.blocks = stack(lambda r: VisionBlock(config, weight_dtype, r), config.layers, rngs)
 
-    def _positions(self) -> Float[Array, "1+patches D"]:
+    def _positions(self) -> Float[Array, "N D"]:
         c, stored = self.config, self.position[...]
         side, wanted = c.position_side, c.image_size // c.patch_size
         if side is None or side == wanted:

@@ -11,12 +11,15 @@ algorithm 2). At each step, for B episodes at once, all under jit:
     action, plan = take(plan, decay)
 """
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 
+@no_type_check  # JAX rebuilds it with shapes in place of arrays
 @struct.dataclass
 class Plan:
     """The newest P chunks of each of B episodes, the oldest first; P is H with ensembling, else 1.

@@ -9,8 +9,8 @@ import jax
 from flax import nnx
 
 from mllm_act import parameters
-from mllm_act.checkpoints import frozen
 from mllm_act.checkpoints.checkpoint import Checkpointer, find
+from mllm_act.checkpoints.frozen import load_frozen
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from mllm_act.policy.network import FORMAT, NetworkConfig, PolicyNetwork, build_network
@@ -70,21 +70,21 @@ def load_network(path: Path, device: jax.Device) -> SavedNetwork:
             for part in parameters.split(_abstract(config, meta), config.trained)[1:]
         )
         arrays = dict(checkpoints.restore(step, {"trained": trained})["trained"])
-        arrays |= frozen.load(workdir, fixed, meta["frozen"])
+        arrays |= load_frozen(workdir, fixed, meta["frozen"])
     return SavedNetwork(workdir, step, meta, config, arrays)
 
 
 def check_format(meta: Mapping[str, Any], where: str) -> None:
     """Raises UserError if another version of mllm_act wrote a checkpoint; it names that version."""
-    found = meta["network"].get("format", 1)
-    if found == FORMAT:
+    written = meta["network"].get("format", 1)
+    if written == FORMAT:
         return
     provenance = meta.get("provenance", {})
     version, commit = provenance.get("mllm_act", "0.1.0"), provenance.get("git_commit")
     at = f" (git checkout {commit})" if commit else ""
     raise UserError(
-        f"{where}: expected a checkpoint of format {FORMAT}, found format {found}, written by mllm_act {version}; use "
-        f"that version{at}, or train again"
+        f"{where}: expected a checkpoint of format {FORMAT}, found format {written}, written by mllm_act {version}; "
+        f"use that version{at}, or train again"
     )
 
 

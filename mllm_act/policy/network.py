@@ -6,7 +6,6 @@ checkpoint contains one, so that acting needs neither a config file nor a preset
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +17,11 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act.adapters import adapter_class
 from mllm_act.adapters.base import Adapter, Vocabulary
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.batch import Batch, Observation
 from mllm_act.errors import UserError
-from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig, Reading
-from mllm_act.models.presets import Rules
+from mllm_act.models.presets import PRESETS, Rules
 from mllm_act.normalization import Statistics
 
 FORMAT = 2  # of NetworkConfig's JSON; 1 was that of mllm_act 0.1.0
@@ -114,7 +113,7 @@ def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
         ``alpha`` and ``dropout``; empty text and None leave a value open.
 
     Raises:
-      UserError: if a LoRA number is out of range. The model itself checks choices and patterns.
+      UserError: if there are LoRA settings for a preset without LoRA. The model itself checks choices and patterns.
     """
     overrides = {key: config[key] for key in ("weight_dtype", "remat") if config[key]}
     if config.bridge:
@@ -123,21 +122,15 @@ def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:
         return model
-    checked = _check_lora(dataclasses.replace(model.language.lora or LoRA(), **lora))
-    return dataclasses.replace(model, language=dataclasses.replace(model.language, lora=checked))
-
-
-def _check_lora(lora: LoRA) -> LoRA:
-    """Raises UserError if a number is out of range; the model checks the pattern."""
-    if lora.rank < 1:
-        raise UserError(f"config.lora.rank: expected at least 1, found {lora.rank}")
-    if not 0 < lora.alpha < math.inf:
-        raise UserError(f"config.lora.alpha: expected a positive number, found {lora.alpha}")
-    if not 0 <= lora.dropout < 1:
+    if model.language.lora is None:
+        key, value = next(iter(lora.items()))
+        known = [name for name, preset in PRESETS.items() if preset.model.language.lora is not None]
         raise UserError(
-            f"config.lora.dropout: expected at least 0 and below 1, found {lora.dropout}"
+            f"config.lora.{key}: expected no LoRA settings for the preset {config.preset!r}, which has no LoRA, found "
+            f"{value!r}; leave it out, or take one of {', '.join(known)}"
         )
-    return lora
+    changed = dataclasses.replace(model.language.lora, **lora)
+    return dataclasses.replace(model, language=dataclasses.replace(model.language, lora=changed))
 
 
 class PolicyNetwork(nnx.Module):
@@ -196,7 +189,7 @@ class PolicyNetwork(nnx.Module):
         step_mask: Bool[Array, "B T"],
         proprio: Float[Array, "B P"],
         past: Array,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> Array:
         """Decodes the action tokens of the newest step.
 
@@ -207,7 +200,7 @@ class PolicyNetwork(nnx.Module):
           step_mask: which steps exist; those that do come first.
           proprio: of the newest step, in the environment's units.
           past: action tokens of the steps so far [B, T, ...]; those of the newest step are not read.
-          key: draws from the distribution; without it decoding is greedy.
+          key: draws from the distribution, with one for the batch or one per row; without it decoding is greedy.
 
         Returns:
           The tokens; ``adapters[name].decode`` turns them into the action.

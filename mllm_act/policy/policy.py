@@ -13,14 +13,15 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.errors import UserError
 from mllm_act.models.acting.prepare import for_acting
 from mllm_act.models.mllm import Reading
@@ -38,6 +39,7 @@ from mllm_act.policy.prompt import Prompt, pad
 SMALL = 2**14  # bytes; arrays up to this size become constants of the program
 
 
+@no_type_check  # JAX rebuilds it with shapes in place of arrays
 @struct.dataclass
 class Steps:
     """What the policy remembers of each of B episodes: at most T steps, the existing ones first."""
@@ -148,7 +150,7 @@ class Policy:
         instructions: Sequence[str],
         first: Bool[np.ndarray, " B"],
         memory: Memory,
-        key: PRNGKeyArray | None = None,
+        key: Keys | None = None,
     ) -> tuple[Float[np.ndarray, "B A"], Memory]:
         """Decides the next action of each episode.
 
@@ -158,7 +160,8 @@ class Policy:
           instructions: one sentence per episode.
           first: which episodes begin with this observation; their memory is cleared.
           memory: from ``start`` or the last ``act``; it must not be used again.
-          key: draws from the policy's distribution; without it decoding is greedy. Regression has no distribution.
+          key: draws from the policy's distribution; without it decoding is greedy. With one key per episode, what is
+            drawn for an episode does not depend on the others in the batch. Regression has no distribution.
 
         Returns:
           Actions in the environment's units, and the new memory.
@@ -169,6 +172,11 @@ class Policy:
         """
         first, proprio = np.asarray(first), np.asarray(proprio)
         self._check(images, proprio, instructions, first, memory)
+        if key is not None and key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            if key.shape != first.shape:
+                raise UserError(
+                    f"key: expected one, or one for each of {len(first)} episodes, found {list(key.shape)}"
+                )
         images = {camera: images[camera] for camera in self._cameras}
         reading, texts = memory.reading, tuple(instructions)
         if texts != memory.instructions:
@@ -245,7 +253,7 @@ class Policy:
         proprio: Float[Array, "B P"],
         first: Bool[Array, " B"],
         steps: Steps,
-        key: PRNGKeyArray | None,
+        key: Keys | None,
     ) -> tuple[Float[Array, "B A"], Steps]:
         network = self._network(parameters)
         now = {camera: image[:, None] for camera, image in images.items()}

@@ -74,7 +74,7 @@ def estimate(
     """
     moved, held = (parameters.flatten(tree) for tree in (trained, frozen))
     one_each = sum(_count(leaf) * 4.0 for leaf in moved.values())
-    weights = sum(_count(leaf) * _held_bytes(leaf) for leaf in (*moved.values(), *held.values()))
+    weights = sum(_count(leaf) * _stored_bytes(leaf) for leaf in (*moved.values(), *held.values()))
     kept = _kept_by_model(
         config, set(moved), batch_per_device, cameras, context, prompt_tokens, tokens_per_action
     )
@@ -101,11 +101,11 @@ def check(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> None:
       UserError: if it would not fit even with activations ``FACTOR`` times smaller; it names the largest part and the
         fix.
     """
-    there = available(devices)
-    if sum(needed.values()) - needed["activations"] * (1 - 1 / FACTOR) > there:
+    limit = available(devices)
+    if sum(needed.values()) - needed["activations"] * (1 - 1 / FACTOR) > limit:
         largest = max(needed, key=lambda part: needed[part])
         raise UserError(
-            f"memory: expected a run that fits into {there / GIB:.2f} GiB a device, found one that needs about "
+            f"memory: expected a run that fits into {limit / GIB:.2f} GiB a device, found one that needs about "
             f"{sum(needed.values()) / GIB:.2f} GiB, {needed[largest] / GIB:.2f} of them for {largest}; "
             f"try {FIXES[largest]}"
         )
@@ -114,26 +114,26 @@ def check(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> None:
 def available(devices: Sequence[jax.Device]) -> float:
     """Returns the memory of a device in bytes; an equal share of the host's where the device does not report it."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    return min(float((one.memory_stats() or {}).get("bytes_limit", host)) for one in devices)
+    return min(float((device.memory_stats() or {}).get("bytes_limit", host)) for device in devices)
 
 
 def table(needed: Mapping[str, float], devices: Sequence[jax.Device]) -> str:
     """Returns an estimate as text."""
     lines = [f"  {part:<12} {size / GIB:8.2f} GiB" for part, size in needed.items()]
-    total, there = sum(needed.values()), available(devices)
-    lines.append(f"  {'total':<12} {total / GIB:8.2f} GiB of {there / GIB:.2f}")
-    if total > there:
+    total, limit = sum(needed.values()), available(devices)
+    lines.append(f"  {'total':<12} {total / GIB:8.2f} GiB of {limit / GIB:.2f}")
+    if total > limit:
         lines.append("  this may not fit; the estimate of activations is within a factor of 1.5")
     return "\n".join(lines)
 
 
-def _count(leaf: jax.ShapeDtypeStruct) -> int:
+def _count(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
     """Returns how many elements of an array one device holds."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape)
 
 
-def _held_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+def _stored_bytes(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
     """Returns the bytes of an element; float8 matrices may be stored once for products and once for gradients."""
     return 2 if leaf.dtype == float8.DTYPE else leaf.dtype.itemsize
 
@@ -145,8 +145,8 @@ def _kept(function: Callable[..., Any], *args: Any) -> int:
         return jax.vjp(lambda first: function(first, *rest), first)[1]
 
     jaxpr = jax.make_jaxpr(backward)(args[0], args[1:]).jaxpr
-    found = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - set(jaxpr.invars)
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in found)
+    kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - set(jaxpr.invars)
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
 
 
 def _kept_by_model(

@@ -1,7 +1,6 @@
 """From a config to a run that is ready for its first update: embodiments, network, optimizer, parameters."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from ml_collections.config_dict import ConfigDict
 
 from data_pipelines.reading.mixture import MixedBatches
 from mllm_act import parameters
-from mllm_act.checkpoints import frozen as frozen_arrays
+from mllm_act.adapters import adapter_class, adapter_settings
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
 from mllm_act.errors import UserError
 from mllm_act.models import presets
@@ -24,12 +24,17 @@ from mllm_act.normalization import Statistics
 from mllm_act.policy.load import check_format
 from mllm_act.policy.network import NetworkConfig, PolicyNetwork, build_network, override_model
 from mllm_act.policy.prompt import train_text_tokenizer
+from mllm_act.ranges import check_ranges
 from mllm_act.training import embodiments, memory, optimizer, sharding
 from mllm_act.training.embodiments import Embodiment
 from mllm_act.training.guards import check_float32, check_same_run
 from mllm_act.training.initialize import initial_parameters
 from mllm_act.training.step import Recipe, State
-from mllm_act.weights.folder import pretrained_meta, pretrained_text_tokenizer
+from mllm_act.weights.folder import (
+    pretrained_meta,
+    pretrained_text_files,
+    pretrained_text_tokenizer,
+)
 
 # What may differ when a run is resumed. The data iterator compares the bytes of the data; another tokenizer shows in
 # the network and the statistics; another mesh or remat only rounds sums differently.
@@ -74,7 +79,7 @@ class Run:
     @property
     def statistics(self) -> dict[str, Statistics]:
         """Of each embodiment, of single actions."""
-        return {name: one.source.statistics for name, one in self.embodiments.items()}
+        return {name: robot.source.statistics for name, robot in self.embodiments.items()}
 
     def meta(self, config: ConfigDict) -> dict[str, Any]:
         """Returns the JSON document of the run's checkpoints, except for what changes from step to step."""
@@ -88,6 +93,7 @@ class Run:
             },
             "config": to_json(config),
             "pretrained": None if self.pretrained is None else pretrained_meta(self.pretrained)["sources"],
+            "text_files": None if self.pretrained is None else pretrained_text_files(self.pretrained),  # for export
             "provenance": provenance(),
         })  # fmt: skip
 
@@ -98,12 +104,18 @@ def set_up(config: ConfigDict) -> Run:
     Raises:
       UserError: if something does not fit; it names the key.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    _check(config, shards)
-    sources = embodiments.open_sources(config)
+    check_ranges(config)
+    _check_adapters(config)
     preset = presets.get(config.preset)
     model = override_model(preset.model, config)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch_size % shards:
+        raise UserError(
+            f"config.data.batch_size: expected a multiple of mesh data x fsdp = {shards}, found "
+            f"{config.data.batch_size}"
+        )
+    sources = embodiments.open_sources(config)
     pretrained = Path(config.pretrained) if config.pretrained else None
     if preset.text_tokenizer == "pretrained" and pretrained is not None:
         text_tokenizer = pretrained_text_tokenizer(pretrained)
@@ -118,7 +130,7 @@ def set_up(config: ConfigDict) -> Run:
         steps = max(1, round(config.epochs * windows / batch_size))
 
     network_config = NetworkConfig(
-        config.preset, model, preset.trained, {name: one.config for name, one in robots.items()}
+        config.preset, model, preset.trained, {name: robot.config for name, robot in robots.items()}
     )
     statistics = {name: source.statistics for name, source in sources.items()}
     network = nnx.eval_shape(_maker(network_config, statistics, config.seed))
@@ -131,7 +143,7 @@ def set_up(config: ConfigDict) -> Run:
         graph=graph,
         optimizer=tx,
         key=jax.random.key(config.seed),
-        shares={name: one.share / batch_size for name, one in robots.items()},
+        shares={name: robot.share / batch_size for name, robot in robots.items()},
         skip_padding={
             name: shards if source.mostly_padding else None for name, source in sources.items()
         },
@@ -165,7 +177,7 @@ def start_or_resume(
     meta, step = run.meta(config), checkpoints.latest_step
     if step is None:
         state, frozen = _start(run, config.seed)
-        meta["frozen"] = frozen_arrays.save(workdir, parameters.flatten(frozen))
+        meta["frozen"] = save_frozen(workdir, parameters.flatten(frozen))
     else:
         saved = checkpoints.meta(step)
         state, frozen = _resume(run, checkpoints, step, saved, meta, workdir)
@@ -209,8 +221,8 @@ def _resume(
     if "network" in saved:
         check_format(saved, f"{workdir}/checkpoints/{step}")
     paths = [
-        f"{one.source.key}.{key}"
-        for one in run.embodiments.values()
+        f"{embodiment.source.key}.{key}"
+        for embodiment in run.embodiments.values()
         for key in ("data.directory", "tokenizer")
     ]
     same = ("config", "network", "statistics", "prompt")
@@ -220,7 +232,7 @@ def _resume(
     state = {
         item: parameters.unflatten(restored[item], like=tree) for item, tree in run.state.items()
     }
-    arrays = frozen_arrays.load(workdir, parameters.flatten(run.frozen), saved["frozen"])
+    arrays = load_frozen(workdir, parameters.flatten(run.frozen), saved["frozen"])
     return state, parameters.unflatten(arrays, like=run.frozen)
 
 
@@ -238,30 +250,32 @@ def _check_memory(run: Run, shards: int) -> None:
             model,
             run.state["trained"],
             run.frozen,
-            one.share // shards,
-            len(one.config.cameras),
-            one.config.context,
-            one.prompt.length,
-            one.adapter.tokens_per_action,
+            embodiment.share // shards,
+            len(embodiment.config.cameras),
+            embodiment.config.context,
+            embodiment.prompt.length,
+            embodiment.adapter.tokens_per_action,
         )
-        for one in run.embodiments.values()
+        for embodiment in run.embodiments.values()
     ]
     needed = max(estimates, key=lambda parts: sum(parts.values()))  # their passes follow each other
     print("Memory per device, estimated:\n" + memory.table(needed, jax.local_devices()))
     memory.check(needed, jax.local_devices())
 
 
-def _check(config: ConfigDict, shards: int) -> None:
-    """Raises UserError for numbers that are out of range."""
-    if config.steps is not None and config.steps < 0:
-        raise UserError(f"config.steps: expected at least 0, found {config.steps}")
-    every = ("log_every", "validate_every", "checkpoint_every", "validation_windows")
-    for key in ("data.batch_size", *every):
-        value = functools.reduce(getattr, key.split("."), config)
-        if value < 1:
-            raise UserError(f"config.{key}: expected at least 1, found {value}")
-    if config.data.batch_size % shards:
-        raise UserError(
-            f"config.data.batch_size: expected a multiple of mesh data x fsdp = {shards}, found "
-            f"{config.data.batch_size}"
-        )
+def _check_adapters(config: ConfigDict) -> None:
+    """Raises UserError for an adapter that does not exist, and for settings that it does not have."""
+    single = {"config": config}
+    mixture = {f"config.mixture.{name}": part for name, part in config.get("mixture", {}).items()}
+    for key, part in (mixture if "mixture" in config else single).items():
+        name = part.adapter.name
+        adapter_class(name, f"{key}.adapter.name")  # reports a name that does not exist
+        known = {"name", *adapter_settings(name)}
+        for setting in part.adapter:
+            if setting not in known:
+                raise UserError(
+                    f"{key}.adapter.{setting}: expected settings of the adapter {name!r}, found one of another; choose "
+                    f"the adapter by the variant, such as --config=configs/policy/metaworld.py:{name}"
+                )
+        if not all(isinstance(action, str) for action in part.actions):
+            raise UserError(f"{key}.actions: expected names, found {tuple(part.actions)}")

@@ -1,63 +1,120 @@
 """Writes our sizes as a Hugging Face ``config.json``, and checks a ``config.json`` against our sizes."""
 
+import functools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mllm_act.errors import UserError
+from mllm_act.models import presets
 from mllm_act.models.mllm import MLLMConfig
+from mllm_act.weights.tensors import not_installed, parsing
 
-# Defaults of transformers' config classes; a config.json may leave them out.
-_LLAMA = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-}
-_CLIP = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_DINOV2 = {
-    "hidden_size": 768,
-    "mlp_ratio": 4,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-    "use_swiglu_ffn": False,
-    "qkv_bias": True,
-}
-_DEFAULTS = {"llama": _LLAMA, "clip_vision_model": _CLIP, "dinov2": _DINOV2}
+KINDS = ("llava", "llama", "clip_vision_model", "dinov2")
+# Fields that do not change what a model computes from its weights: those of training, of how a text is drawn, and of
+# functions that are not used here. Every other field is compared, or refused by name where it has a value.
+_HARMLESS = {
+    "llama": {"pretraining_tp", "is_llama_config", "attention_dropout", "max_position_embeddings"},
+    "clip_vision_model": {
+        "attention_dropout", "initializer_factor", "projection_dim", "vocab_size", "max_position_embeddings",
+    },
+    "dinov2": {
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "layerscale_value", "drop_path_rate", "apply_layernorm",
+        "reshape_hidden_states", "use_mask_token", "stage_names", "out_features", "out_indices",
+    },
+    "llava": {
+        "text_config", "vision_config", "image_token_id", "ignore_index", "vocab_size", "max_position_embeddings",
+    },
+}  # fmt: skip
+_HARMLESS_ANYWHERE = {
+    "initializer_range", "tokenizer_class", "torch_dtype", "transformers.js_config", "unsloth_version",
+    "unsloth_fixed", "auto_map", "attn_implementation", "num_labels", "prefix",
+}  # fmt: skip
+_MOST_LAYERS = 10_000
 
 
-def complete(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a ``config.json`` with the defaults filled in."""
-    if values.get("model_type") == "llava":
-        text = {"model_type": "llama", **(values.get("text_config") or {})}
-        image = {"model_type": "clip_vision_model", **(values.get("vision_config") or {})}
-        return {**values, "text_config": complete(text), "vision_config": complete(image)}
-    values = {**_DEFAULTS.get(str(values.get("model_type")), {}), **values}
-    if values.get("num_key_value_heads") is None and values.get("model_type") == "llama":
-        values["num_key_value_heads"] = values["num_attention_heads"]
-    return values
+def complete(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Returns the values of a ``config.json`` as ``transformers`` understands them, with its defaults.
+
+    Args:
+      values: of the file.
+      origin: the source, for error messages.
+
+    Raises:
+      UserError: if it is not the config of such a model, or has a field that changes what the model computes and that
+        this code does not know.
+    """
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # or it reports that there is no PyTorch
+    try:
+        from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+    except ImportError as error:
+        raise not_installed("transformers", origin) from error
+    kind = _kind(values, origin)
+    path = Path(origin) / "config.json"
+    with parsing(path, f"the config of a {kind}"):
+        for name, part in _parts(values, kind):
+            _kind(part, origin)
+            for key, value in part.items():  # transformers makes lists of these lengths
+                if key.startswith("num_") and isinstance(value, int) and value > _MOST_LAYERS:
+                    raise UserError(
+                        f"{path}: expected {name}{key} of at most {_MOST_LAYERS:,}, found {value:,}; download it again"
+                    )
+        result: dict[str, Any] = AutoConfig.for_model(
+            kind, **{key: value for key, value in values.items() if key != "model_type"}
+        ).to_dict()
+        harmless = {*_HARMLESS_ANYWHERE, *PreTrainedConfig().to_dict(), *vars(GenerationConfig())}
+        unknown = [
+            f"{name}{key} = {value!r}"
+            for name, part in _parts(result, kind)
+            for key, value in part.items()
+            if value not in (None, False, [], {}) and not key.startswith("_")
+            if key not in harmless | _HARMLESS[part["model_type"]] | _compared(part["model_type"])
+        ]
+    if unknown:
+        raise UserError(
+            f"{path}: expected only fields that are known here, found {', '.join(unknown)[:400]}; the model may "
+            "compute something else; remove a field from config.json if you know that it changes nothing"
+        )
+    return result
+
+
+def _kind(values: dict[str, Any], origin: str) -> str:
+    kind = values.get("model_type")
+    if kind not in KINDS:
+        raise UserError(
+            f"{origin}: expected a model that a preset has, found another in its config.json: model_type: expected "
+            f"{', '.join(KINDS[:-1])} or {KINDS[-1]}, found {kind!r}; pass the source that the preset is made for"
+        )
+    return str(kind)
+
+
+def _parts(values: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """The configs within a config, with the prefix of their fields' names."""
+    parts = [("", values)]
+    if kind == "llava":
+        defaults = {"text_config": "llama", "vision_config": "clip_vision_model"}
+        for key, default in defaults.items():
+            parts.append((f"{key}.", {"model_type": default, **(values.get(key) or {})}))
+    return parts
+
+
+@functools.cache
+def _compared(kind: str) -> frozenset[str]:
+    """The fields that ``check`` compares."""
+    config = presets.get("llava_1_5_7b").model
+    if kind == "dinov2":
+        config = presets.get("smollm2_vit_s").model
+    written = {
+        "llava": lambda: llava(config, 0), "llama": lambda: language(config),
+    }.get(kind, lambda: vision(config))()  # fmt: skip
+    return frozenset(written)
 
 
 def language(config: MLLMConfig) -> dict[str, Any]:
-    """Returns the config of the language model as a ``LlamaForCausalLM``."""
+    """Returns the config of the language model as a ``LlamaForCausalLM``, without the ids of special tokens."""
     c = config.language
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -151,17 +208,13 @@ def check(values: dict[str, Any], config: MLLMConfig, origin: str) -> None:
         differences += _differences(text, language(config), "text_config.")
         differences += _differences(image, vision(config), "vision_config.")
         differences += _feature_differences(values, image, config)
-        activation = values.get("projector_hidden_act", "gelu")
-        if activation != "gelu":
-            differences.append(f"projector_hidden_act: expected 'gelu', found {activation!r}")
+        whole = llava(config, 0)
+        keys = ("projector_hidden_act", "multimodal_projector_bias", "tie_word_embeddings")
+        differences += _differences(values, {key: whole[key] for key in keys}, "")
     elif kind == "llama":
         differences += _differences(values, language(config), "")
-    elif kind in ("clip_vision_model", "dinov2"):
-        differences += _differences(values, vision(config), "")
     else:
-        differences.append(
-            f"model_type: expected llava, llama, clip_vision_model or dinov2, found {kind!r}"
-        )
+        differences += _differences(values, vision(config), "")
     if differences:
         raise UserError(
             f"{origin}: expected the preset's model, found another in its config.json: {'; '.join(differences)}; "
@@ -171,9 +224,9 @@ def check(values: dict[str, Any], config: MLLMConfig, origin: str) -> None:
 
 def _differences(values: dict[str, Any], expected: dict[str, Any], prefix: str) -> Iterator[str]:
     """Yields the differences among the keys that change the result; missing keys are not compared."""
-    rope = values.get("rope_parameters") or {}  # since transformers 5
-    values = {**values, "rope_theta": rope.get("rope_theta", values.get("rope_theta", 1e4))}
-    ignored = {"architectures", "rope_parameters", "max_position_embeddings", "num_channels"}
+    rope = values.get("rope_parameters") or {}
+    values = {**values, **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})}
+    ignored = {"architectures", "rope_parameters", "max_position_embeddings"}
     for key, wanted in expected.items():
         actual = values.get(key)
         if key in ignored or actual is None:
@@ -182,14 +235,17 @@ def _differences(values: dict[str, Any], expected: dict[str, Any], prefix: str) 
             if actual < wanted:  # the last vision blocks may be left out
                 yield f"{prefix}{key}: expected at least {wanted}, found {actual}"
         elif isinstance(wanted, float) and isinstance(actual, (int, float)):
-            if abs(actual - wanted) > 1e-6 * abs(wanted):  # GGUF stores float32
+            if not abs(actual - wanted) <= 1e-6 * abs(
+                wanted
+            ):  # GGUF stores float32; NaN is no match
                 yield f"{prefix}{key}: expected {wanted}, found {actual}"
         elif actual != wanted:
             yield f"{prefix}{key}: expected {wanted!r}, found {actual!r}"
-    scaling = values.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        yield f"{prefix}rope_type: expected 'default', found {kind!r}"
+    for key, actual in rope.items():
+        if key == "rope_type" and actual != "default":
+            yield f"{prefix}rope_type: expected 'default', found {actual!r}"
+        elif key not in ("rope_type", "type", "rope_theta") and actual not in (None, 1.0):
+            yield f"{prefix}rope_parameters.{key}: expected none, found {actual!r}"
 
 
 def _feature_differences(
@@ -198,7 +254,7 @@ def _feature_differences(
     """Checks which layer's features LLaVA uses; ours are those after the last block that runs."""
     blocks = image["num_hidden_layers"]
     layer = values.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or (layer % (blocks + 1)) != config.vision.layers:
+    if layer not in (config.vision.layers, config.vision.layers - blocks - 1):
         yield f"vision_feature_layer: expected that of {config.vision.layers} blocks, found {layer!r} of {blocks}"
     strategy = values.get("vision_feature_select_strategy", "default")
     if strategy != "default":

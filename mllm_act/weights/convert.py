@@ -15,6 +15,7 @@ from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import configs, folder, names, safetensors
 from mllm_act.weights.shapes import pretrained_shapes
 from mllm_act.weights.tensors import Source, Tensor
+from mllm_act.weights.text_files import TOKENIZER
 
 
 def convert(
@@ -45,7 +46,9 @@ def convert(
         )
     with whole_folder(out) as partial:
         _write(partial / folder.WEIGHTS, arrays, dtype)
-        (partial / folder.TOKENIZER).write_text(text_tokenizers[0], encoding="utf-8")
+        files = {name: text for source in sources for name, text in source.text_files.items()}
+        for name, text in {**files, TOKENIZER: text_tokenizers[0]}.items():
+            (partial / name).write_text(text, encoding="utf-8")
         meta = {
             "config": dataclasses.asdict(config),
             "sources": [{"source": s.origin, "revision": s.revision} for s in sources],
@@ -90,6 +93,8 @@ def _match(config: MLLMConfig, sources: Sequence[Source]) -> dict[str, _Array]:
         theirs = names.their_shape(target.path, shape, config.vision.family)
         if tensor.shape != theirs:
             misshapen.append(f"{name}: expected {list(theirs)}, found {list(tensor.shape)}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            misshapen.append(f"{name}: expected numbers in floating point, found {tensor.dtype}")
         arrays.setdefault(target.path, _Array(shape, [], stacked)).tensors.append(tensor)
     if missing or extra or misshapen:
         raise UserError(

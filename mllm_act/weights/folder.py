@@ -3,13 +3,14 @@
     weights.safetensors    every array by its path in ``MLLM``; [L, ...] for repeated blocks
     meta.json              the sizes, and the sources of the weights
     tokenizer.json         the language model's, in Hugging Face's format
+    tokenizer_config.json, chat_template.jinja, generation_config.json, ...: as they came with it; export needs them
 
 Weights are one safetensors file rather than an Orbax checkpoint: it can be written and read one layer at a time at any
 offset, so neither import nor start-up holds more than one layer in memory.
 """
 
+import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from mllm_act.models import float8
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.weights import safetensors
 from mllm_act.weights.tensors import Tensor
+from mllm_act.weights.text_files import TOKENIZER, read_json, read_text_files, read_tokenizer
 from mllm_act.weights.to_devices import Layers, put, put_float8, put_layers
 
-WEIGHTS, META, TOKENIZER = "weights.safetensors", "meta.json", "tokenizer.json"
+WEIGHTS, META = "weights.safetensors", "meta.json"
 
 
 def load_pretrained(folder: Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -43,7 +45,7 @@ def load_pretrained(folder: Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> d
       UserError: listing every path that is missing in the folder or has another shape there.
     """
     tensors = pretrained_tensors(folder)
-    _check_shapes(folder, tensors, like)
+    check_shapes(folder, tensors, like)
     loaded: dict[str, jax.Array] = {}
     total = sum(tensors[path].bytes for path in like if path in tensors)
     with tqdm(total=total, desc="weights", unit="B", unit_scale=True, leave=False) as progress:
@@ -74,7 +76,17 @@ def pretrained_text_tokenizer(folder: Path) -> str:
       UserError: if the folder does not exist or is incomplete.
     """
     pretrained_meta(folder)
-    return (Path(folder) / TOKENIZER).read_text(encoding="utf-8")
+    return read_tokenizer(Path(folder) / TOKENIZER)
+
+
+def pretrained_text_files(folder: Path) -> dict[str, str]:
+    """Returns the other text files of a folder's language model by name; see ``text_files.NAMES``.
+
+    Raises:
+      UserError: if the folder does not exist or is incomplete.
+    """
+    pretrained_meta(folder)
+    return read_text_files(Path(folder))
 
 
 def pretrained_meta(folder: Path) -> dict[str, Any]:
@@ -92,11 +104,15 @@ def pretrained_meta(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: expected a folder of pretrained weights, found no {', '.join(missing)} in it; {fix}"
         )
+    meta = read_json(Path(folder) / META)
     try:
-        meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
-        MLLMConfig.from_dict(meta["config"])
+        config = MLLMConfig.from_dict(meta["config"])
+        for part in (config.vision, config.language):
+            for name, size in dataclasses.asdict(part).items():
+                if type(size) is int and not 0 <= size <= (10_000 if name == "layers" else 10**8):
+                    raise ValueError(f"{name} = {size}")
         return {"config": meta["config"], "sources": meta["sources"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder}/{META}: expected a complete config and its sources, found {error!r}; {fix}"
         ) from error
@@ -121,9 +137,10 @@ def _layers(tensor: Tensor) -> Layers:
     return [functools.partial(read, index) for index in range(tensor.shape[0])]
 
 
-def _check_shapes(
+def check_shapes(
     folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str, jax.ShapeDtypeStruct]
 ) -> None:
+    """Raises UserError, with every path that is missing in a folder or has another shape there than expected."""
     needed = {path: leaf for path, leaf in like.items() if not path.endswith("/kernel_scale")}
     missing = sorted(needed.keys() - tensors.keys())
     misshapen = [

@@ -5,24 +5,61 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mllm_act.errors import UserError
+from mllm_act.models.vision import FAMILIES
 from mllm_act.weights import configs, safetensors
-from mllm_act.weights.tensors import Source, Tensor, not_installed
+from mllm_act.weights.tensors import Source, Tensor, not_installed, parsing
+from mllm_act.weights.text_files import (
+    GENERATION,
+    NAMES,
+    TOKENIZER,
+    generation_config,
+    read_json,
+    read_text_files,
+    read_tokenizer,
+)
 
 INDEX = "model.safetensors.index.json"
-DOWNLOADED = ("*.safetensors", INDEX, "config.json", "tokenizer.json")
+PREPROCESSOR = "preprocessor_config.json"
+DOWNLOADED = ("*.safetensors", INDEX, "config.json", PREPROCESSOR, TOKENIZER, *NAMES)
 
 
 def read(folder: Path, origin: str, revision: str | None = None) -> Source:
     """Opens a folder; ``origin`` names it in messages.
 
     Raises:
-      UserError: if it has no config.json or no weights, or a shard is missing or cut off.
+      UserError: if it has no config.json or no weights, a shard is missing or cut off, or a file is not what the
+        format allows.
     """
-    config = configs.complete(_json(folder / "config.json"))
-    tokenizer = folder / "tokenizer.json"
-    text = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
-    return Source(origin, _tensors(folder), config, text, revision)
+    config = configs.complete(_json(folder / "config.json"), origin)
+    tokenizer = folder / TOKENIZER
+    text, files = None, {}
+    if tokenizer.is_file():
+        text, files = read_tokenizer(tokenizer), read_text_files(folder)
+        generation = generation_config(files, config.get("text_config", config))
+        files[GENERATION] = json.dumps(generation, indent=1)
+    _check_preprocessor(folder, config)
+    return Source(origin, _tensors(folder), config, text, revision, files)
+
+
+def _check_preprocessor(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses an image processor whose pixel statistics are not those that ``models.vision.preprocess`` uses."""
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return
+    family = FAMILIES["dinov2" if config["model_type"] == "dinov2" else "clip"]
+    values = read_json(path)
+    for key, expected in (("image_mean", family.mean), ("image_std", family.std)):
+        actual = values.get(key)
+        with parsing(path, "the config of an image processor"):
+            same = actual is None or np.allclose(actual, expected, atol=1e-3)
+        if not same:
+            raise UserError(
+                f"{path}: expected {key} {list(expected)}, found {actual}; the vision encoder needs other pixels than "
+                "this code makes; pass the source that the preset is made for"
+            )
 
 
 def download(name: str) -> Path:
@@ -65,8 +102,19 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
                 "convert other formats with save_pretrained of transformers"
             )
         return safetensors.read(single)
-    index: dict[str, str] = _json(folder / INDEX).get("weight_map", {})
+    index = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(n, str) for n in index.values()):
+        raise UserError(
+            f"{folder / INDEX}: expected weight_map, the file of every tensor by its name, found none; "
+            "download the folder again"
+        )
     shards = sorted(set(index.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise UserError(
+            f"{folder / INDEX}: expected names of files in its folder, found {', '.join(outside)[:200]}; "
+            "download the folder again"
+        )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise UserError(
@@ -89,15 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
             f"{path.parent}: expected {path.name} in it, found {_listing(path.parent)}; "
             "pass a Hugging Face model folder"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON, found {error}; download it again") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, found {type(values).__name__}; download it again"
-        )
-    return values
+    return read_json(path)
 
 
 def _listing(folder: Path) -> str:

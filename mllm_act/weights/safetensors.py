@@ -1,11 +1,12 @@
 """The safetensors format, read and written one tensor at a time.
 
 A file is 8 bytes with the header's length, a JSON header (name -> dtype, shape, offsets), then the tensors' bytes. The
-``safetensors`` package needs all tensors in memory to write a file; here a model is written that does not fit.
+``safetensors`` package reads the header and checks that offsets fit the shapes and cover the file without gaps or
+overlaps. Values are mapped here, because the package copies them: a layer of a stacked array, or one device's part, is
+read alone. The package needs all tensors in memory to write a file; here a model is written that does not fit.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,69 +15,62 @@ import ml_dtypes
 import numpy as np
 
 from mllm_act.errors import UserError
-from mllm_act.weights.tensors import Tensor
+from mllm_act.weights.tensors import Tensor, not_installed, parsing
 
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST_HEADER = 16_000_000  # bytes; LLaVA's has 60,000
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a file by name; reading one maps only its part of the file into memory.
 
     Raises:
-      UserError: if the file is cut off or not in this format.
+      UserError: if the file is cut off or not in this format, or a tensor has a dtype that is not in ``DTYPES``.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 0 < length <= size - 8:
-            raise UserError(
-                f"{path}: expected a safetensors file, found {size:,} bytes that are not one or are cut off; "
-                "download it again"
-            )
+    with parsing(path, "a safetensors file"):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"{size:,} bytes for a header of {length:,}")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            entries = {name: _entry(header[name]) for name in header if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: expected a safetensors header, found one that cannot be read ({error}); download it again"
-            ) from error
-    end = 8 + length + max((stop for _, _, _, stop in entries.values()), default=0)
-    if size != end:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise not_installed("safetensors", str(path)) from error
+        tensors, offset = {}, 8 + length
+        with safe_open(path, "numpy") as opened:
+            for name in (
+                opened.offset_keys()
+            ):  # one after the other, without gaps: the package has checked it
+                entry = opened.get_slice(name)
+                tensors[name] = _tensor(path, offset, name, entry.get_shape(), entry.get_dtype())
+                offset += tensors[name].bytes
+        return tensors
+
+
+def _tensor(path: Path, offset: int, name: str, shape: list[int], dtype: str) -> Tensor:
+    if dtype not in DTYPES:
         raise UserError(
-            f"{path}: expected {end:,} bytes by its header, found {size:,}; download it again"
+            f"{path}: expected tensors of dtype {', '.join(DTYPES)}, found {name} of {dtype}; save the weights "
+            "unquantized, in bfloat16 or float32"
         )
-    return {
-        name: _tensor(path, 8 + length + start, shape, dtype)
-        for name, (dtype, shape, start, _) in entries.items()
-    }
 
-
-def _entry(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-    start, stop = entry["data_offsets"]
-    if stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{entry}: offsets do not fit the shape")
-    return dtype, shape, start, stop
-
-
-def _tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     def read() -> np.ndarray:
-        if math.prod(shape) == 0:  # an empty range cannot be mapped
-            return np.zeros(shape, dtype)
-        return np.memmap(path, dtype, "r", offset, shape)
+        if 0 in shape:  # an empty range cannot be mapped
+            return np.zeros(shape, DTYPES[dtype])
+        return np.memmap(path, DTYPES[dtype], "r", offset, tuple(shape))
 
-    return Tensor(shape, dtype, read)
+    return Tensor(tuple(shape), DTYPES[dtype], read)
 
 
 def write(

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 from mllm_act.errors import UserError, run
-from mllm_act.files import whole_file
+from mllm_act.files import user_path, whole_file
 from mllm_act.models import presets
 from mllm_act.weights import gguf, onnx
 from mllm_act.weights.convert import convert
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("pretrained"))
+    parser.add_argument("--out", type=user_path, default=Path("pretrained"))
     out = parser.parse_args().out / PRESET
     if not out.exists():
         wheels = out.parent / "wheels"

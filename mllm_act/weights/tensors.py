@@ -1,8 +1,9 @@
 """Tensors that stay in their file until they are read, and the sources they come from."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Source:
       config: as in ``config.json``; a file format that stores less has fewer keys.
       text_tokenizer: the text of a ``tokenizer.json``, or None if there is none.
       revision: the version: the hub's commit or the file's SHA-256; None for a folder.
+      text_files: the language model's other text files by name; see ``text_files.NAMES``.
     """
 
     origin: str
@@ -42,6 +44,21 @@ class Source:
     config: dict[str, Any]
     text_tokenizer: str | None
     revision: str | None
+    text_files: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def parsing(path: Path, kind: str) -> Iterator[None]:
+    """Turns any error of a parser into a ``UserError``: what it raises on a damaged file is not documented."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: expected {kind}, found one that cannot be read ({reason}); download it again"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -79,7 +79,7 @@ def _copier(dtype: jnp.dtype, sharding: Sharding) -> Callable[[jax.Array], jax.A
 def _writer(sharding: Sharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
     """The compiled update of one layer in place."""
 
-    def write(array: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    def write(array: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(array, layer.astype(array.dtype), index, 0)
 
     return jax.jit(write, donate_argnums=0, out_shardings=sharding)

@@ -12,7 +12,7 @@ def random_merges(seed: int, symbols: int, count: int, longest: int = 100) -> np
     rng = np.random.default_rng(seed)
     merges: list[tuple[int, int, int]] = []
     while len(merges) < count:
-        expanded = byte_pair.expand(np.array(merges).reshape(-1, 3), symbols)
+        expanded = byte_pair.expand(np.array(merges, np.int32).reshape(-1, 3), symbols)
         left, right = (int(code) for code in rng.integers(1, len(expanded), 2))
         merged = expanded[left] + expanded[right]
         if len(merged) > longest or any((left, right) == pair[:2] for pair in merges):

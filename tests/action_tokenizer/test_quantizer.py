@@ -81,6 +81,7 @@ def test_decoded_codes_encode_to_themselves(seed: int) -> None:
     second *= 0.4 * gaps.min() / np.linalg.norm(second, axis=-1).max()
     codebooks = jnp.array([first, second])
     codes = np.random.default_rng(seed).integers(0, 8, (3, 5, 2)).astype(np.int32)
+    codes = jnp.array(codes)
     again = quantizer.encode(codebooks, quantizer.decode(codebooks, codes))
     assert again.dtype == jnp.int32
     np.testing.assert_array_equal(again, codes)

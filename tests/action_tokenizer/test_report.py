@@ -5,6 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ METADATA = dataclasses.asdict(envs.spec("metaworld"))
 def test_precision_is_in_physical_units(model: ActionTokenizer) -> None:
     stats, actions = statistics(bound=0.5), some_actions() / 2
     precision = report.measure_precision(model, stats, METADATA, actions)
-    decoded = model.decode(model.encode(2 * actions)) / 2
+    decoded = model.decode(model.encode(jnp.asarray(2 * actions))) / 2
     scale = np.array([0.01, 0.01, 0.01, 1])
     error = np.abs(np.clip(decoded, -1, 1) - actions) * scale
     assert [(row["name"], row["unit"]) for row in precision.rows][:1] == [("dx", "m")]
@@ -40,7 +41,7 @@ def test_precision_of_chunks_is_of_their_actions() -> None:
     stats, chunks = statistics(bound=0.5), some_actions().reshape(50, 16) / 2
     model = fast.fit(2 * chunks, 4, 4, 64, 10.0)
     precision = report.measure_precision(model, stats, METADATA, chunks)
-    codes = model.encode(2 * chunks)
+    codes = model.encode(jnp.asarray(2 * chunks))
     decoded = np.clip(model.decode(codes), -1, 1) / 2
     error = np.abs(decoded - chunks).reshape(200, 4) * np.array([0.01, 0.01, 0.01, 1])
     assert [row["name"] for row in precision.rows] == list(METADATA["action_names"])

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mllm_act.errors import UserError
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parent.parent.parent
 JOBS = [Job("reach-v3", 40, 0), Job("drawer-close-v3", 41, 0), Job("reach-v3", 42, 0)]
 
 
@@ -69,7 +72,7 @@ def test_the_error_of_a_dead_worker_names_its_task_and_configuration() -> None:
         pool.reset([0, 1], JOBS[:2])
         os.kill(pool._workers[1].pid, signal.SIGKILL)
         with pytest.raises(
-            UserError, match="SIGKILL during: step of drawer-close-v3 configuration 41"
+            UserError, match=r"SIGKILL during: drawer-close-v3, configuration 41, step \d+"
         ):
             for _ in range(100):
                 pool.step(np.zeros((2, 4)))
@@ -84,20 +87,92 @@ def test_after_a_failed_factory_every_request_is_answered_with_its_error() -> No
     worker.close()
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
-    program = (
-        "from mllm_act.envs.workers import EnvPool; import time;"
-        "pool = EnvPool('metaworld', 2, 2, render=False);"
-        "print(*[worker.pid for worker in pool._workers], flush=True); time.sleep(600)"
+def test_a_stalled_worker_is_killed_and_the_error_names_task_configuration_and_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(envs.ENVS, "toy", "tests.envs.toy_env")
+    with EnvPool("toy", 4, 2) as pool:
+        pool.reset(range(4), [Job(task, c, 0) for task in ("left", "right") for c in (3, 4)])
+        for _ in range(3):
+            pool.step(np.zeros((4, 1)))
+        for worker in pool._workers:
+            worker.timeout = 0.5
+        os.kill(pool._workers[1].pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(UserError, match="within 0.5 s .*: left, configuration 4, step 3;"):
+            pool.step(np.zeros((4, 1)))
+        assert time.monotonic() - started < 10
+        assert not any(_running(worker.pid) for worker in pool._workers)
+
+
+def test_a_worker_that_needs_longer_for_many_answers_than_for_one_is_not_stalled() -> None:
+    worker = Worker("tests.envs.test_workers:sleeper", timeout=30.0)
+    worker.send(0)
+    worker.receive("a test")
+    worker.timeout = 0.5
+    for _ in range(100):  # more than are sent at once
+        worker.send(0.02)
+    assert [worker.receive("a test") for _ in range(100)] == [0.02] * 100
+    worker.send(60)
+    with pytest.raises(UserError, match="within 0.5 s and was killed during: a test"):
+        worker.receive("a test")
+    assert not _running(worker.pid)
+
+
+def sleeper() -> Callable[[float], float]:
+    def sleep(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    return sleep
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_a_time_limit_that_is_none_is_refused(timeout: float) -> None:
+    with pytest.raises(UserError, match="--timeout: expected seconds, more than 0"):
+        EnvPool("metaworld", 1, 1, timeout=timeout)
+
+
+STEPPING = """
+from mllm_act import envs, errors
+from mllm_act.envs import Job
+from mllm_act.envs.workers import EnvPool
+import numpy as np
+
+def main():
+    envs.ENVS["toy"] = "tests.envs.toy_env"
+    with EnvPool("toy", 2, 2) as pool:
+        pool.reset([0, 1], [Job("left", 0, 0), Job("right", 0, 0)])
+        print(*[worker.pid for worker in pool._workers], flush=True)
+        while True:
+            pool.step(np.zeros((2, 1)))
+
+errors.run(main)
+"""
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_program_and_its_workers(end: signal.Signals, stalled: bool) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STEPPING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    pids = parent.stdout.readline().split()
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
-    parent.kill()
-    parent.communicate()
-    for _ in range(600):
-        if not any(_running(int(pid)) for pid in pids):
+    if stalled:
+        os.kill(pids[0], signal.SIGSTOP)
+        time.sleep(0.2)
+    parent.send_signal(end)
+    _, stderr = parent.communicate(timeout=20)
+    assert parent.returncode == (130 if end == signal.SIGINT else -end)
+    assert stderr.strip() == ("interrupted" if end == signal.SIGINT else "")
+    for _ in range(100):
+        if not any(_running(pid) for pid in pids):
             return
         time.sleep(0.1)
     pytest.fail("workers outlived their parent")

@@ -37,6 +37,11 @@ DINOV2 = {
     "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "o": "attention.o_proj",
     "up": "mlp.fc1", "down": "mlp.fc2", "scale1": "layer_scale1", "scale2": "layer_scale2",
 }  # fmt: skip
+# The names of its attention in releases of transformers that have no q_proj there, such as 5.17.
+DINOV2_QUERY = DINOV2 | {
+    "q": "attention.attention.query", "k": "attention.attention.key", "v": "attention.attention.value",
+    "o": "attention.output.dense",
+}  # fmt: skip
 
 
 def randomized(model: torch.nn.Module) -> Any:
@@ -105,14 +110,15 @@ def clip(model: Any, layers: int) -> Arrays:
 
 def dinov2(model: Any, layers: int) -> Arrays:
     """Parameters of the first ``layers`` layers of a ``Dinov2Model``, by path in our ``VisionTransformer``."""
-    embeddings = model.embeddings
+    embeddings, blocks = model.embeddings, list(model.encoder.layer)[:layers]
+    names = DINOV2 if hasattr(blocks[0].attention, "q_proj") else DINOV2_QUERY
     projection = embeddings.patch_embeddings.projection
     return {
         "patch/kernel": _patches(projection.weight),
         "patch/bias": array(projection.bias),
         "class_token": array(embeddings.cls_token)[0, 0],
         "position": array(embeddings.position_embeddings)[0],
-        **_blocks(list(model.encoder.layer)[:layers], DINOV2),
+        **_blocks(blocks, names),
     }
 
 

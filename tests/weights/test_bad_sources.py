@@ -127,10 +127,11 @@ def test_another_vocabulary_and_all_other_sizes_are_listed(source: Path) -> None
 
 
 def test_another_rotary_base_or_scaling(source: Path) -> None:
-    rope = {"rope_type": "llama3", "rope_theta": 5e5}
+    rope = {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
     edit(source, text_config__rope_parameters=rope)
     message = refused(source, "text_config.rope_theta: expected 10000.0, found 500000.0")
-    assert "text_config.rope_type: expected 'default', found 'llama3'" in message
+    assert "text_config.rope_type: expected 'default', found 'linear'" in message
+    assert "text_config.rope_parameters.factor: expected none, found 2.0" in message
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def with_lora(config: MLLMConfig, source: Path) -> tuple[export_hf.Model, Any]:
     ours = small.model(config, source)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
     text = pretrained_text_tokenizer(source)
-    return export_hf.Model(config, arrays, {}, text, base=None), ours
+    return export_hf.Model(config, arrays, {}, {"tokenizer.json": text}, base=None), ours
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +93,56 @@ def test_a_tied_llama_and_a_dinov2_in_two_folders_with_lora_merged(
     assert (tmp_path / "out" / "language" / "tokenizer.json").is_file()
 
 
+def test_special_tokens_chat_template_and_end_token_come_along(tmp_path: Path) -> None:
+    """From a Hugging Face folder through ours to an export, where ``generate`` ends a text."""
+    language = small.save(small.llama(tied=True, theta=1e5), tmp_path / "llama")
+    words = {"eos_token": "C", "pad_token": "A", "chat_template": "{{ messages[0]['content'] }} C"}
+    files = {
+        "tokenizer_config.json": words,
+        "generation_config.json": {"eos_token_id": [2, 3], "max_length": 7},
+    }
+    for name, values in files.items():
+        (tmp_path / "llama" / name).write_text(json.dumps(values))
+    vision = small.save(small.dino(), tmp_path / "dino")
+    ours = small.imported(small.dinov2(), tmp_path / "ours", language, vision)
+    export_hf.export_model(export_hf.from_folder(ours), tmp_path / "out", lora=False)
+    out = tmp_path / "out" / "language"
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("C", "A")
+    chat = [{"role": "user", "content": "B"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "B C"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert theirs.generation_config.eos_token_id == [2, 3] == theirs.config.eos_token_id
+    assert theirs.generation_config.pad_token_id == 0  # only in the source's config.json
+    with small.torch.no_grad():  # the last token of every text is made the end
+        theirs.lm_head.weight = small.torch.nn.Parameter(theirs.lm_head.weight.clone())
+        theirs.lm_head.weight[3] = 100 * theirs.model(small.torch.tensor([[1, 5]]))[0][0, -1]
+    text = theirs.generate(small.torch.tensor([[1, 5]]), max_new_tokens=5)
+    assert text.tolist() == [[1, 5, 3]]
+
+
+def test_merged_lora_is_exact_unless_bfloat16_is_chosen(pair: Path, tmp_path: Path) -> None:
+    model, ours = with_lora(dataclasses.replace(small.dinov2(), weight_dtype="bfloat16"), pair)
+    expected = small.logits(ours)
+    errors = {}
+    for dtype in (None, "float32", "bfloat16"):
+        export_hf.export_model(model, tmp_path / str(dtype), lora=False, dtype=dtype)
+        config = json.loads((tmp_path / str(dtype) / "language" / "config.json").read_text())
+        assert config["dtype"] == (dtype or "float32")
+        theirs = loads_strictly(
+            transformers.LlamaForCausalLM, tmp_path / str(dtype) / "language"
+        ).float()
+        errors[dtype] = np.abs(small.their_logits(theirs) - expected).max()
+    assert errors[None] == errors["float32"] < 1e-3 < errors["bfloat16"]
+
+
 @pytest.mark.parametrize("weight_dtype", ["bfloat16", "float8"])
 def test_weights_in_fewer_bits(llava: Path, tmp_path: Path, weight_dtype: str) -> None:
     config = dataclasses.replace(small.config(), weight_dtype=weight_dtype)
     ours = small.model(config, llava)
     arrays = {path: export_hf.tensor(array) for path, array in small.arrays(ours).items()}
     text = pretrained_text_tokenizer(llava)
-    model = export_hf.Model(config, arrays, {}, text, base=None)
+    model = export_hf.Model(config, arrays, {}, {"tokenizer.json": text}, base=None)
     export_hf.export_model(model, tmp_path / "out", lora=False)
     theirs = loads_strictly(transformers.LlavaForConditionalGeneration, tmp_path / "out").float()
     exact = small.model(small.config(), llava)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.models.presets import PRESETS
@@ -32,6 +33,7 @@ import json, sys
 from pathlib import Path
 
 import jax
+from transformers import AutoConfig
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -50,6 +52,7 @@ like = {
     for path, shape in pretrained_shapes(config, projector=False).items()
 }
 jax.jit(lambda x: x + 1)(0.0)  # starts the backend
+AutoConfig.for_model("llava")  # imports PyTorch too, where it is installed
 Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = memory("VmRSS")
 arrays = 0
@@ -92,7 +95,7 @@ def write_source(config: MLLMConfig, path: Path) -> None:
         safetensors.write(path / f"{shard}.safetensors", part, values())
         index |= dict.fromkeys(part, f"{shard}.safetensors")
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (path / "tokenizer.json").write_text("{}")
+    Tokenizer(models.BPE()).save(str(path / "tokenizer.json"))
     language, vision = config.language, config.vision
     (path / "config.json").write_text(json.dumps({
         "model_type": "llava",

@@ -12,7 +12,7 @@ from mllm_act.errors import UserError
 from mllm_act.weights import safetensors
 from mllm_act.weights.tensors import Tensor
 
-DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.int64)
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.int64)
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -33,7 +33,7 @@ def test_a_round_trip(
     path = tmp_path_factory.mktemp("st") / "x.safetensors"
     write(path, arrays)
     tensors = safetensors.read(path)
-    assert list(tensors) == list(arrays)
+    assert tensors.keys() == arrays.keys()
     for name, array in arrays.items():
         assert (tensors[name].shape, tensors[name].dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(tensors[name].read(), array)

@@ -70,7 +70,7 @@ class Level(RoomGridLevel):
     @property
     def left(self) -> int:
         """The first column of the agent's room. With two rooms, it never leaves the one where it starts."""
-        return self._room * (ROOM - 1)
+        return int(self._room) * (ROOM - 1)
 
     def gen_mission(self) -> None:
         """Fills the empty grid and sets the instruction.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mllm_act.models.acting.products import RowsWithStats, column, origin, power_of_two
 
 # Keys and values of earlier inputs.
-Segment = tuple[Float[Array, "1 N G K"], Float[Array, "1 N G K"]]
+Segment = tuple[Float[Array, "1 _ G K"], Float[Array, "1 _ G K"]]
 
 
 def _attention_kernel(*refs: Any, heads: int, kv_heads: int, lengths: tuple[int, ...]) -> None:
@@ -70,10 +70,10 @@ def _attention_kernel(*refs: Any, heads: int, kv_heads: int, lengths: tuple[int,
 
 
 def attend(
-    qkv: Float[Array, "R (H+2G)K"],
-    cos: Float[Array, "R K/2"],
-    sin: Float[Array, "R K/2"],
-    biases: list[Float[Array, "R N"]],
+    qkv: Float[Array, "R QKV"],
+    cos: Float[Array, "R half"],
+    sin: Float[Array, "R half"],
+    biases: list[Float[Array, "R _"]],
     past: list[Segment],
     heads: int,
     kv_heads: int,

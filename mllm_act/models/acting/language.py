@@ -32,7 +32,7 @@ def padded_rows(rows: int) -> int:
     return next((count for count in ROW_COUNTS if count >= rows), -(-rows // 8) * 8)
 
 
-class ActingLanguageBlock(nnx.Module):
+class ActingLanguageBlock(LanguageBlock):
     """One decoder layer, with one matrix for q, k and v and one for gate and up."""
 
     def __init__(self, block: LanguageBlock, dtype: str, in_float8: bool) -> None:
@@ -48,7 +48,7 @@ class ActingLanguageBlock(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N past+N"],
+        mask: Bool[Array, "B N S"],
         past: tuple[KeysValues, ...],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B N D"], KeysValues]:
@@ -90,14 +90,13 @@ class ActingLanguageModel(LanguageModel):
         """Takes a trained model; it is left as it was, and shares its tables."""
         self.config = dataclasses.replace(trained.config, lora=None)
         self.embedding, self.head, self.norm = trained.embedding, trained.head, trained.norm
-        blocks: Any = ActingLanguageBlock(trained.blocks, dtype, in_float8)
-        self.blocks = blocks
+        self.blocks = ActingLanguageBlock(trained.blocks, dtype, in_float8)
 
     def __call__(
         self,
         x: Float[Array, "B N D"],
         positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N past+N"],
+        mask: Bool[Array, "B N S"],
         *,
         past: Sequence[Cache] = (),
         key: PRNGKeyArray | None = None,
@@ -113,7 +112,7 @@ class ActingLanguageModel(LanguageModel):
         self,
         x: Float[Array, "1 N D"],
         positions: Int[Array, "1 N"],
-        mask: Bool[Array, "1 N past+N"],
+        mask: Bool[Array, "1 N S"],
         past: Sequence[Cache],
     ) -> tuple[Float[Array, "1 N D"], Cache]:
         """The same by the decode kernels."""
@@ -151,16 +150,16 @@ class DecodeInputs:
 
     rows: RowsWithStats
     count: int
-    cos: Float[Array, "R K/2"]
-    sin: Float[Array, "R K/2"]
-    biases: list[Float[Array, "R N"]]
+    cos: Float[Array, "R half"]
+    sin: Float[Array, "R half"]
+    biases: list[Float[Array, "R _"]]
 
     @classmethod
     def of(
         cls,
         x: Float[Array, "1 N D"],
         positions: Int[Array, "1 N"],
-        mask: Bool[Array, "1 N past+N"],
+        mask: Bool[Array, "1 N S"],
         lengths: list[int],
         head: int,
         theta: float,

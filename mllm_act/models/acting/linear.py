@@ -81,7 +81,7 @@ def fuse(
         make(jax.tree.map(operator.itemgetter(i), parts)) for i in range(len(parts[0]["kernel"]))
     ]
 
-    def entries(name: str) -> tuple[Array, ...] | None:
+    def entries(name: str) -> tuple[Any, ...] | None:
         return tuple(layer[name] for layer in layers) if name in layers[0] else None
 
     scale = None if input_bound is None else float8.scale_of(input_bound)

@@ -52,7 +52,8 @@ def shapes(
 
 
 def latents_per_image(parts: tuple[str, ...], sizes: Sizes, positions: int) -> int:
-    """Returns how many embeddings one image becomes."""
+    """Returns how many embeddings one image becomes; UserError if the parts do not fit together."""
+    check_parts(parts)
     for name in parts:
         positions = PARTS[name].positions_out(part_config(name, sizes), positions)
     return positions

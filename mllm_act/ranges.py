@@ -1,0 +1,96 @@
+"""The range of every number in a config, in one table."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ml_collections.config_dict import ConfigDict
+
+from mllm_act.config import leaves
+from mllm_act.errors import UserError
+
+MAX = 2**31 - 1  # counts and sizes are int32 on the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``; an ``open`` end does not belong to them. Infinity and NaN never do."""
+
+    low: int | float
+    high: int | float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) == math.inf:
+            return False
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low}"
+        if self.high == math.inf:
+            return f"a finite number {'' if self.open_low else 'of '}{low}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+
+
+COUNT = Range(1, MAX)
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+FRACTION = Range(0, 1)
+BELOW_ONE = Range(0, 1, open_high=True)
+
+# By the name of a key, without the ``mixture.NAME.`` of an embodiment.
+RANGES: Mapping[str, Range] = {
+    "seed": Range(0, 2**32 - 1),
+    "steps": Range(0, MAX),
+    "epochs": Range(0, 10**6, open_low=True),
+    "weight": POSITIVE,
+    "chunk": COUNT,
+    "prompt_tokens": COUNT,
+    "log_every": COUNT,
+    "validate_every": COUNT,
+    "checkpoint_every": COUNT,
+    "validation_windows": COUNT,
+    "validation_actions": COUNT,
+    "data.batch_size": COUNT,
+    "data.context": COUNT,
+    "data.shuffle_megabytes": COUNT,
+    "optimizer.learning_rate": NOT_NEGATIVE,
+    "optimizer.warmup": FRACTION,
+    "optimizer.b1": BELOW_ONE,
+    "optimizer.b2": BELOW_ONE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.max_grad_norm": POSITIVE,
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "adapter.bins": Range(2, MAX),
+    "adapter.hidden": COUNT,
+    "tokenizer.chunk": COUNT,
+    "tokenizer.quantizers": COUNT,
+    "tokenizer.codes": Range(2, MAX),
+    "tokenizer.width": COUNT,
+    "tokenizer.hidden": COUNT,
+    "tokenizer.layers": COUNT,
+    "tokenizer.vocabulary": Range(2, MAX),
+    "tokenizer.scale": POSITIVE,
+    "quantizer.decay": BELOW_ONE,
+    "quantizer.commitment": NOT_NEGATIVE,
+    "quantizer.revive_below": FRACTION,
+    "quantizer.initial_samples": COUNT,
+}
+
+
+def check_ranges(config: ConfigDict, ranges: Mapping[str, Range] = RANGES) -> None:
+    """Checks every number of a config that has a range; None leaves a key open.
+
+    Raises:
+      UserError: naming the first key whose number is outside its range.
+    """
+    for key, value in leaves(config):
+        parts = key.split(".")
+        name = ".".join(parts[2:] if parts[0] == "mixture" else parts)
+        if name in ranges and value is not None and value not in ranges[name]:
+            raise UserError(f"config.{key}: expected {ranges[name]}, found {value}")
