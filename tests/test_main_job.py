@@ -152,7 +152,7 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
         acted.append(action[0])
 
     network = policy._network(policy._parameters)
-    reading = network.mllm.read(*policy.prompt.tokens([text]))
+    reading = network.mllm.read(*map(jnp.asarray, policy.prompt.tokens([text])))
     for t in range(length):
         start = max(0, t + 1 - policy.context)
         images = {c: jnp.array(frames[:, start : t + 1]) for c, frames in episode["images"].items()}

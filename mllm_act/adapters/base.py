@@ -52,11 +52,13 @@ class RunFacts:
       actions: the names of discrete actions, in the environment's order; none for continuous ones.
       tokenizer: the sizes of the action tokenizer of stage one, where the adapter needs one.
       text_tokenizer: the model's text tokenizer, a Hugging Face ``tokenizer.json`` as text.
+      chunk: H, the actions of one decision; the adapter sees them as one vector, the first action first.
     """
 
     actions: tuple[str, ...]
     tokenizer: TokenizerConfig | FastConfig | None
     text_tokenizer: str
+    chunk: int
 
 
 class Adapter(nnx.Module):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mllm_act.errors import UserError
@@ -154,7 +155,7 @@ class LanguageModel(nnx.Module):
         self.blocks = stack(lambda r: LanguageBlock(config, weight_dtype, r), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
 
-    def embed(self, tokens: Int[Array, "*B"], dtype: jnp.dtype) -> Float[Array, "*B D"]:
+    def embed(self, tokens: Int[Array, "*B"], dtype: DTypeLike) -> Float[Array, "*B D"]:
         """Returns the embeddings of tokens."""
         return self.embedding[...][tokens].astype(dtype)
 

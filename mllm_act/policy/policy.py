@@ -143,6 +143,7 @@ class Policy:
         # On the parameters' device, as what ``act`` returns; otherwise the second step would be compiled again.
         return Memory(jax.device_put(steps, self._parameters[0].sharding))
 
+    @no_type_check  # it checks its arguments itself, and reports them by name
     def act(
         self,
         images: Mapping[str, UInt8[np.ndarray, "B H W 3"]],
@@ -186,6 +187,7 @@ class Policy:
         )
         return np.asarray(action), Memory(steps, texts, reading)
 
+    @no_type_check
     def _check(
         self,
         images: Mapping[str, UInt8[np.ndarray, "B H W 3"]],

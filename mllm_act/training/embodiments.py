@@ -280,7 +280,7 @@ def _embodiment_config(source: Source, text_tokenizer: str) -> EmbodimentConfig:
     config = source.config
     settings = {key: value for key, value in config.adapter.items() if key != "name"}
     sizes = None if source.tokenizer is None else source.tokenizer.config
-    facts = RunFacts(source.actions, sizes, text_tokenizer)
+    facts = RunFacts(source.actions, sizes, text_tokenizer, config.chunk)
     return EmbodimentConfig(
         adapter=config.adapter.name,
         adapter_config=adapter_class(config.adapter.name).configure(settings, facts),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
@@ -30,8 +31,11 @@ class MetricsWriter:
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line ``{"step": step, name: value, ...}``; non-finite values become strings in JSON."""
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes scalars, arrays or numbers, as one line ``{"step": step, name: value, ...}``.
+
+        Non-finite values become strings in JSON.
+        """
         plain = {name: float(value) for name, value in scalars.items()}
         json_safe = {k: v if math.isfinite(v) else str(v) for k, v in plain.items()}
         self._file.write(json.dumps({"step": step, **json_safe}) + "\n")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
-from mllm_act.adapters import adapter_class
+from mllm_act.adapters import ADAPTERS, adapter_class
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.base import Adapter, RunFacts, Vocabulary
 from mllm_act.adapters.token_filter import filtered_log_softmax
@@ -47,11 +47,14 @@ def make(name: str) -> Adapter:
     kind = adapter_class(name)
     sizes = tokenizer({"vq": 1, "rvq": 2}[name]).config if kind.needs_tokenizer else None
     settings = {"hidden": 32} if name == "regression" else {}
-    config = kind.configure(settings, RunFacts((), sizes, ""))
+    config = kind.configure(settings, RunFacts((), sizes, "", chunk=1))
     return kind.make(config, STATISTICS, Vocabulary(FIRST + 512, D, FIRST), nnx.Rngs(1))
 
 
-@pytest.fixture(params=["regression", "uniform", "vq", "rvq"])
+CONTINUOUS = [name for name, kind in ADAPTERS.items() if not kind.discrete and name != "fast"]
+
+
+@pytest.fixture(params=CONTINUOUS)
 def adapter(request: pytest.FixtureRequest) -> Adapter:
     return make(request.param)
 
