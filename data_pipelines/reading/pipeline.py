@@ -265,12 +265,10 @@ class TrainBatches(Iterator[Arrays]):
         Raises:
           UserError: the state is of other data, or of a different setting that the order depends on.
         """
-        # Older states have no chunk, and another name for the size of the shuffle buffer.
-        saved = {"chunk": 1, "shuffle_megabytes": state.get("shuffle_mb"), **state}
         for key, value in self._settings.items():
-            if saved.get(key) != value:
+            if state.get(key) != value:
                 raise UserError(
-                    f"data iterator state: {key}: expected {saved.get(key)!r} that it was saved with, "
+                    f"data iterator state: {key}: expected {state.get(key)!r} that it was saved with, "
                     f"found {value!r}; resume with the data and settings of the checkpoint"
                 )
         self._epoch, self._window = int(state["epoch"]), int(state["window"])

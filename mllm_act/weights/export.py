@@ -5,11 +5,10 @@ A model whose bridge begins with LLaVA's projector is one folder, a ``LlavaForCo
 (``CLIPVisionModel`` or ``Dinov2Model``). Arrays that these classes lack go to ``mllm_act.safetensors`` beside them,
 under our paths: the rest of the bridge and, for a policy, its adapters with the rows of the action tokens.
 
-LoRA's factors are merged, in float32: rounded to bfloat16, the sum would lose part of what LoRA has learned (on a small
-LLaVA, logits differ by 0.19 from the exact sum where LoRA's whole effect is 0.55). float8 matrices are dequantized to
-bfloat16. ``dtype`` overrides both. Vision encoders have only the blocks that run
-here, so their features are ``hidden_states[-1]``; the unused norm after them is written as the identity and DINOv2's
-unused mask token as zeros.
+LoRA's factors are merged, in float32: rounded to bfloat16, the sum would lose part of what LoRA has learned. float8
+matrices are dequantized to bfloat16. ``dtype`` overrides both. Vision encoders have only the blocks that run here, so
+their features are ``hidden_states[-1]``; the unused norm after them is written as the identity and DINOv2's unused mask
+token as zeros.
 """
 
 import functools

@@ -218,20 +218,6 @@ def test_restore_in_another_process_is_the_same(directory: Path) -> None:
     assert out == b"".join(next(batches)["images"]["corner4"].tobytes() for _ in "ab")
 
 
-def test_state_of_an_older_version(directory: Path) -> None:
-    """It has no chunk, and another name for the size of the shuffle buffer."""
-    batches = train(directory)
-    next(batches)
-    state = batches.state()
-    del state["chunk"]
-    state["shuffle_mb"] = state.pop("shuffle_megabytes")
-    resumed = train(directory)
-    resumed.restore(state)
-    assert same(next(resumed), next(batches))
-    with pytest.raises(UserError, match="chunk: expected 1 .* found 2"):
-        train(directory, chunk=2).restore(state)
-
-
 @pytest.mark.parametrize(
     ("change", "key"),
     [
