@@ -5,14 +5,15 @@
     python -m data_pipelines.generate --env=babyai --tasks=all --episodes=1000 --out=runs/babyai
 
 Episode i of a task has training configuration i, modulo their number. Every 20th episode goes to the
-split `val`, the others to `train`. The dataset depends on the arguments, but not on the number of
-workers. An interrupted run continues when the same command is started again; until the dataset is
-complete, recorded episodes are kept in DIR/.episodes.
+split `val`, the others to `train`. The bytes of the dataset depend on the arguments, but not on the
+number of workers, nor on whether the run was interrupted: generation.json has their digests. An
+interrupted run continues when the same command is started again; until the dataset is complete,
+recorded episodes are kept in DIR/.episodes.
 """
 
 import argparse
 import dataclasses
-import json
+import hashlib
 import os
 import shutil
 import time
@@ -23,15 +24,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_pipelines.reading.rlds import RECORD, open_dataset
 from data_pipelines.writing import recording
 from mllm_act import envs, errors
 from mllm_act.envs.processes import TIMEOUT, Worker, check_timeout
-from mllm_act.errors import UserError
-from mllm_act.files import user_path, write_json
+from mllm_act.errors import Interrupted, UserError
+from mllm_act.files import LOCK, locked, read_json, user_path, write_json
 
 VAL_EVERY = 20
-RECORD = "generation.json"  # in the dataset's folder: the arguments and the results
 EPISODES = ".episodes"  # in the dataset's folder, until it is complete
+PARTIAL = ".partial-*"  # what a killed process leaves, see ``mllm_act.files``
 WRITTEN_LAST = "dataset_info.json"  # readers reject a folder without it
 
 
@@ -62,31 +64,40 @@ def generate(
     """Writes the dataset to ``out``, unless it is complete already.
 
     Returns:
-      The content of ``generation.json``: ``arguments``, ``recipe``, and ``results`` per task and in total.
+      The content of ``generation.json``: ``arguments``, ``recipe``, ``results`` per task and in total, and the
+      ``sha256`` of every file of the dataset.
 
     Raises:
-      UserError: an argument is wrong; ``out`` contains something else; no episode of a split succeeded; a worker died;
-        or took longer than ``timeout`` seconds for an episode; or the run was interrupted.
+      UserError: an argument is wrong; ``out`` contains something else or a damaged dataset, is in use, or cannot be
+        written to; no episode of a split succeeded; a worker died, or took longer than ``timeout`` seconds for an
+        episode; or the run was interrupted.
     """
     names = envs.select_tasks(env, tasks)
     _check_numbers(episodes, workers, seed)
     check_timeout(timeout)
     arguments = {"env": env, "tasks": list(names), "episodes": episodes, "seed": seed}
-    record = _open(out, arguments)
-    if "results" in record:
-        shutil.rmtree(out / EPISODES, ignore_errors=True)
-        print(f"{out} is complete: nothing to do")
-        return record
     jobs = [
         Recording(task, episode, out / EPISODES / task / f"{episode:06d}.npz")
         for task in names
         for episode in range(episodes)
     ]
     try:
-        return _complete(record, jobs, workers, timeout, out)
+        with locked(out, "--out"):
+            record = _open(out, arguments)
+            if "results" in record:
+                _check_complete(out)
+                shutil.rmtree(out / EPISODES, ignore_errors=True)
+                print(f"{out} is complete: nothing to do")
+                return record
+            return _complete(record, jobs, workers, timeout, out)
+    except OSError as error:
+        raise UserError(
+            f"{out}: expected to write the dataset to it, found {error}; free space or allow it, then run the "
+            "same command to continue"
+        ) from None
     except KeyboardInterrupt:
         recorded = sum(job.file.exists() for job in jobs)
-        raise UserError(
+        raise Interrupted(
             f"interrupted: {recorded} of {len(jobs)} episodes are kept in {out / EPISODES}; "
             "run the same command to continue"
         ) from None
@@ -112,9 +123,11 @@ def _complete(
             raise UserError(
                 f"split {split}: expected at least one successful episode, found none; use more --episodes"
             )
-    _write(arguments["env"], splits, out)
+    record["sha256"] = _write(arguments["env"], splits, out)
     write_json(out / RECORD, record)
     shutil.rmtree(out / EPISODES)
+    for left_by_a_kill in out.glob(PARTIAL):
+        left_by_a_kill.unlink()
     _report(arguments["env"], out, results, frames, seconds, min(workers, len(jobs)))
     return record
 
@@ -129,7 +142,7 @@ def _check_numbers(episodes: int, workers: int, seed: int) -> None:
 
 
 def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of ``generation.json`` in ``out``, which is created if it does not exist.
+    """Returns the content of ``generation.json`` in ``out``, which is written if there is none.
 
     Raises:
       UserError: ``out`` was made with other arguments, or is a folder of something else.
@@ -138,33 +151,44 @@ def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     record = {"arguments": arguments, "recipe": recipe}
     path = out / RECORD
     if path.exists():
-        saved: dict[str, Any] = json.loads(path.read_text())
+        fix = f"choose another --out, or delete {out}"
+        saved = read_json(path, fix)
         for part, values in record.items():
+            found = saved.get(part)
+            found = found if isinstance(found, dict) else {}
             for key, value in values.items():
-                if saved[part].get(key) != value:
+                if found.get(key) != value:
                     raise UserError(
-                        f"{path}: {key}: expected {_short(value)}, found {_short(saved[part].get(key))}; "
-                        f"choose another --out, or delete {out}"
+                        f"{path}: {key}: expected {_short(value)}, found {_short(found.get(key))}; {fix}"
                     )
         return saved
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if any(file.name != LOCK and not file.match(PARTIAL) for file in out.iterdir()):
         raise UserError(
             f"{out}: expected a new or empty folder, or one with {RECORD}, found other files; choose another --out"
         )
-    for task in arguments["tasks"]:
-        (out / EPISODES / task).mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
 
 
 def _short(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_complete(out: Path) -> None:
+    """Raises UserError if the dataset in ``out`` is no longer as it was written."""
+    try:
+        open_dataset(out)
+    except UserError as error:
+        raise UserError(f"{error}; to generate it again here, delete {out} first") from None
 
 
 def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int, timeout: float) -> int:
     """Records the missing episodes; returns the number of frames simulated for them."""
-    missing = [job for job in jobs if not job.file.exists()]
+    missing = [job for job in jobs if not _recorded(job.file)]
+    for job in missing:
+        job.file.parent.mkdir(parents=True, exist_ok=True)
     frames = 0
     with tqdm(
         total=len(jobs), initial=len(jobs) - len(missing), unit="episode", desc="recording"
@@ -174,6 +198,18 @@ def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int, timeou
             bar.update()
             bar.set_postfix_str(f"{frames / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
     return frames
+
+
+def _recorded(file: Path) -> bool:
+    """Returns whether an episode was recorded; says so if its file is damaged."""
+    if not file.exists():
+        return False
+    try:
+        recording.load(file)
+    except UserError:
+        print(f"notice: {file} is damaged: the episode is recorded again")
+        return False
+    return True
 
 
 def _in_workers(
@@ -211,15 +247,19 @@ def _in_workers(
             worker.close()
 
 
-def _write(env: str, splits: dict[str, list[Path]], out: Path) -> None:
-    """Writes the dataset with TFDS to a temporary folder, then moves its files to ``out``."""
+def _write(env: str, splits: dict[str, list[Path]], out: Path) -> dict[str, str]:
+    """Writes the dataset with TFDS to a temporary folder, then moves its files to ``out``; returns their SHA-256."""
     from data_pipelines.writing import builder  # imports TensorFlow
 
     staging = out / EPISODES / "rlds"
     shutil.rmtree(staging, ignore_errors=True)
     dataset = builder.write(env, splits, staging)
-    for file in sorted(dataset.iterdir(), key=lambda file: file.name == WRITTEN_LAST):
+    digests = {}
+    for file in sorted(dataset.iterdir(), key=lambda file: (file.name == WRITTEN_LAST, file.name)):
+        with file.open("rb") as content:
+            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
         os.replace(file, out / file.name)
+    return digests
 
 
 def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -> dict[str, Any]:

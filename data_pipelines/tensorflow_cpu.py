@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX sets 1, if it was imported before
 os.environ.setdefault(
     "TF_ENABLE_ONEDNN_OPTS", "0"
 )  # not needed here, and it prints a line at import

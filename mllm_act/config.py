@@ -21,7 +21,7 @@ from ml_collections.config_dict import ConfigDict
 from ml_collections.config_flags import config_path
 
 from mllm_act.errors import UserError, nearest, run
-from mllm_act.files import user_path
+from mllm_act.files import locked, user_path
 
 PACKAGE = Path(__file__).parent
 # What the value of a key may be, by the key's type.
@@ -135,7 +135,9 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
                     f"expected flags only (--config=..., --config.key=value, --workdir=...), found {argv[1]!r}"
                 )
             _expand_home(config)
-            main(config, user_path(workdir.value, "--workdir"))
+            folder = user_path(workdir.value, "--workdir")
+            with locked(folder, "--workdir"):
+                main(config, folder)
 
         app.run(parsed, argv, flags_parser=lambda argv: _parse_flags(argv, config))
 
@@ -195,6 +197,7 @@ def _help(description: str, default: str, file: str, config: ConfigDict) -> str:
         description,
         "flags:",
         f"  --config=FILE.py:variant    (default: {default})",
+        "                              a config is Python code that is run: do not use a stranger's",
         "  --workdir=DIR               folder for checkpoints, metrics and reports; required",
         f"keys of {file}, with their values:",
         *lines,

@@ -7,14 +7,13 @@ user would call, in its own process, and prints the command. An interrupted demo
 
 import argparse
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from mllm_act import report
-from mllm_act.errors import UserError, nearest, run
+from mllm_act.errors import Interrupted, UserError, nearest, run, signals
 from mllm_act.files import user_path
 
 # Short tasks at which an untrained policy fails. Some of Meta-World's (drawer-close, handle-press) succeed by accident
@@ -35,10 +34,20 @@ def call(stage: str, *command: str) -> None:
 
     Raises:
       UserError: the stage failed; its own error is printed above.
+      Interrupted: a signal arrived; the stage got it too, and has ended.
     """
     print(f"\n=== {stage}\n$ {shlex.join(['python', *command])}", flush=True)
     start = time.monotonic()
-    if subprocess.run([sys.executable, *command], check=False).returncode:
+    process = subprocess.Popen([sys.executable, *command])
+    signals.deferred = True  # the stage may take longer to save and end than a program has
+    while (status := process.poll()) is None:
+        time.sleep(0.1)
+        if signals.received:
+            process.terminate()  # if Ctrl-C has reached it already, it takes both for one
+            process.wait()
+            raise Interrupted(f"interrupted in the stage {stage!r}; run the demo again to continue")
+    signals.deferred = False
+    if status:
         raise UserError(
             f"{stage}: the command above failed; fix the error it printed and run the demo again"
         )
@@ -57,8 +66,6 @@ def main() -> None:
         "--out", type=user_path, default=Path("runs/demo"), help="default: runs/demo"
     )
     args = parser.parse_args()
-    # Ends the stage too: subprocess.run kills it on every exception.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = PAPERS if args.adapters == "all" else tuple(args.adapters.split(","))
     for adapter in chosen:
         if adapter not in PAPERS:

@@ -1,9 +1,11 @@
-"""Checks this machine and suggests fixes.
+"""Checks this machine, or the checkpoints of a run, and suggests fixes.
 
     python -m mllm_act.doctor
+    python -m mllm_act.doctor runs/mine
 
-Prints one line per check: ``ok``, ``note`` (optional, but worth knowing) or ``fail``. The exit status is 1 if any check
-fails. Checks that could crash the process (such as a driver that aborts) run in a child process.
+The second compares every file of a run's checkpoints with its digest. Prints one line per check: ``ok``, ``note``
+(optional, but worth knowing) or ``fail``. The exit status is 1 if any check fails. Checks that could crash the process
+(such as a driver that aborts) run in a child process.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mllm_act.errors import UserError, run
+from mllm_act.files import user_path
 
 LOCK = Path(__file__).parents[1] / "requirements" / "lock.txt"
 DISK_GB = 5  # for the output of the demo and its compilation caches, with a margin
@@ -264,15 +267,43 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 }
 
 
+def report(name: str, finding: Finding) -> None:
+    """Prints the line of one check."""
+    fix = f"; fix: {finding.fix}" if finding.fix else ""
+    print(f"{finding.status:5} {name:11} {finding.text}{fix}", flush=True)
+
+
+def check_folder(path: Path) -> None:
+    """Verifies the checkpoints of a run.
+
+    Raises:
+      UserError: if a part is damaged, missing or another run's; fixes are printed above.
+    """
+    from mllm_act.checkpoints.check import check_run  # imports JAX, which may not work here
+
+    rows = check_run(path)
+    for status, name, text, fix in rows:
+        report(name, Finding(status, text, fix))
+    failed = sum(row.status == "fail" for row in rows)
+    if failed:
+        raise UserError(f"{path}: {failed} checks failed; fixes are suggested above")
+    print(f"{path} is whole")
+
+
 def main() -> None:
     """Runs the program."""
     description = (__doc__ or "").partition("\n")[0]
-    argparse.ArgumentParser(prog="python -m mllm_act.doctor", description=description).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m mllm_act.doctor", description=description)
+    parser.add_argument("run", nargs="?", type=user_path, help="verify this run's checkpoints")
+    path = parser.parse_args().run
+    if path is not None:
+        check_folder(path)
+        return
     failed = []
     for name, check in CHECKS.items():
-        status, text, fix = check()
-        print(f"{status:5} {name:11} {text}" + (f"; fix: {fix}" if fix else ""), flush=True)
-        if status == "fail":
+        finding = check()
+        report(name, finding)
+        if finding.status == "fail":
             failed.append(name)
     if failed:
         raise UserError(

@@ -1,19 +1,119 @@
-"""Errors for users: one line that names the key, what was expected, what was found and how to fix it."""
+"""How programs end: errors for users, which are one line that names the key, what was expected, what was found and how
+to fix it; and the signals SIGINT (Ctrl-C) and SIGTERM.
+"""
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from absl import logging
 
 TRUE = {"1", "on", "t", "true", "y", "yes"}  # what JAX takes for true in an environment variable
+GRACE = 5.0  # seconds that a program has to end itself after a signal
+REPEAT = 1.0  # seconds; a terminal and a parent process may both send the same signal
 
 
 class UserError(Exception):
     """An error that the user can fix. The message is one complete line; programs print it and exit with status 1."""
+
+    def __str__(self) -> str:
+        """The message; a name in it from a stranger's file cannot break the line or steer the terminal."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
+
+class Interrupted(UserError):
+    """A signal ended the program; the message says what is kept. The exit status is 128 + the signal's number."""
+
+
+class Signals:
+    """What SIGINT and SIGTERM do to a program, see ``handled``.
+
+    Attributes:
+      received: the first of them that arrived, or None.
+      deferred: the program asks for ``received`` by itself, and must not be interrupted otherwise.
+      kept: for the message of an interrupted program: what is kept.
+    """
+
+    received: signal.Signals | None = None
+    deferred = False
+    kept = ""
+    _limit: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Within the block, a signal raises KeyboardInterrupt, unless it is ``deferred``.
+
+        A program that has not ended within ``GRACE`` seconds, because it is in the compiler for example, is ended. So
+        is any program by a second signal. Only the main thread can do this; elsewhere, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.received, self.deferred, self.kept = None, False, ""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        # Python calls handlers between two instructions of the main thread, which may be minutes away. The numbers of
+        # the signals arrive in the pipe at once.
+        descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        before = {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(descriptor)
+            os.close(writer)  # ends the thread
+            if self._limit is not None:
+                self._limit.cancel()
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+            if not self.deferred:
+                raise KeyboardInterrupt
+
+    def _watch(self, reader: int) -> None:
+        first: float | None = None
+        while byte := os.read(reader, 1):
+            number = byte[0]
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if first is not None:
+                if time.monotonic() > first + REPEAT:
+                    self._end(number)
+                continue
+            first = time.monotonic()
+            if self.deferred:
+                name = signal.Signals(number).name
+                print(f"{name}: stopping; a second signal ends at once", file=sys.stderr)
+            else:
+                self._limit = _after_grace(self._end, number)
+        os.close(reader)
+
+    def _end(self, number: int) -> None:
+        """Ends the process without further steps of the main thread, which may be in the compiler."""
+        sys.stdout.flush()
+        print(f"interrupted{self.kept}", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+
+signals = Signals()  # of this process
+
+
+def _after_grace(function: Callable[[int], None], argument: int) -> threading.Timer:
+    timer = threading.Timer(GRACE, function, (argument,))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def expect_new(out: Path) -> None:
@@ -37,21 +137,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run(program: Callable[[], None]) -> None:
     """Runs a program's main. A ``UserError`` ends it with one line on stderr and exit status 1.
 
-    JAX's 64-bit types are refused: parameters and checkpoints are float32.
+    SIGINT and SIGTERM end it with the exit status that shells report, 128 + the signal's number: 130 and 143. JAX's
+    64-bit types are refused: parameters and checkpoints are float32.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX log every step at the level below
+    # Orbax logs the tracebacks of errors that it raises, too.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     # JAX warns about every fork. The children started here (git, ffmpeg) call exec at once, which is safe.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     try:
-        if os.environ.get("JAX_ENABLE_X64", "").lower() in TRUE:
-            raise UserError(
-                f"JAX_ENABLE_X64={os.environ['JAX_ENABLE_X64']}: expected JAX's 32-bit types, found 64-bit types "
-                "turned on in the environment; unset it"
-            )
-        program()
+        with signals.handled():
+            if os.environ.get("JAX_ENABLE_X64", "").lower() in TRUE:
+                raise UserError(
+                    f"JAX_ENABLE_X64={os.environ['JAX_ENABLE_X64']}: expected JAX's 32-bit types, found 64-bit types "
+                    "turned on in the environment; unset it"
+                )
+            program()
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(str(error) or f"interrupted{signals.kept}", file=sys.stderr)
+        status = 128 + (signals.received or signal.SIGINT)
+        _after_grace(os._exit, status)  # threads of libraries may not end
+        sys.exit(status)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)  # 128 + SIGINT, as shells report it

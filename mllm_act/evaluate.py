@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
-from mllm_act.files import user_path, write_csv, write_json
+from mllm_act.files import LOCK, locked, user_path, write_csv, write_json
 from mllm_act.policy import Policy
 
 SUMMARY = (
@@ -110,7 +111,7 @@ def write_results(
 def _files(folder: Path) -> Iterator[str]:
     """Yields all that ``folder`` and its folders contain, except for empty folders and what killed programs left."""
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(PARTIAL):
+        if path.name.startswith(PARTIAL) or path.name == LOCK:
             continue
         if path.is_dir() and not path.is_symlink():
             yield from (f"{path.name}/{name}" for name in _files(path))
@@ -223,7 +224,15 @@ def main() -> None:
     check_timeout(args.timeout)
     workdir, _ = checkpoint.find(args.checkpoint)
     out = args.out or workdir / "evaluation" / args.env / args.split
+    with locked(out, "--out"):
+        evaluate(args, out, horizon)
+
+
+def evaluate(args: argparse.Namespace, out: Path, horizon: int) -> None:
+    """Plays the episodes and writes the results to ``out``, a folder that no other program writes to."""
     own_files(out)
+    for left_by_a_kill in out.glob(PARTIAL + "*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
     if args.sample and policy.embodiment.adapter == "regression":
         raise UserError(
@@ -237,13 +246,12 @@ def main() -> None:
         args.seed,
         videos=not args.no_videos,
     )
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as scratch:
         num_envs = min(args.envs, len(episodes))
         with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
             for episode in rollout(policy, pool, episodes, horizon, args.sample):
                 if episode.frames is not None:
-                    write_video(Path(scratch, "videos"), episode, spec.control_hz)
+                    write_video(Path(scratch, "videos"), episode, envs.spec(args.env).control_hz)
         rows = summarize(episodes)
         summary = {
             "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,

@@ -1,5 +1,6 @@
-"""The range of every number in a config, in one table."""
+"""The range of every number in a config, and the names that some keys choose from, in one table."""
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import leaves
 from mllm_act.errors import UserError
+from mllm_act.normalization import NORMALIZATIONS
 
 MAX = 2**31 - 1  # counts and sizes are int32 on the device
 
@@ -35,26 +37,54 @@ class Range:
         return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of several names."""
+
+    names: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.names))}"
+
+
 COUNT = Range(1, MAX)
+WIDTH = Range(1, 2**16)  # of a layer; a matrix of this side takes 17 GB
+CHUNK = Range(1, 4096)  # actions of a decision
+BATCH = Range(1, 2**20)
 POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 FRACTION = Range(0, 1)
 BELOW_ONE = Range(0, 1, open_high=True)
 
+# Of the benchmarks' flags, by name.
+FLAGS: Mapping[str, Range] = {
+    "batch_size": BATCH,
+    "context": COUNT,
+    "prompt_tokens": COUNT,
+    "tokens": COUNT,
+    "episode": COUNT,
+    "steps": COUNT,
+    "repeats": COUNT,
+}
+
 # By the name of a key, without the ``mixture.NAME.`` of an embodiment.
-RANGES: Mapping[str, Range] = {
+RANGES: Mapping[str, Range | Choice] = {
     "seed": Range(0, 2**32 - 1),
     "steps": Range(0, MAX),
     "epochs": Range(0, 10**6, open_low=True),
     "weight": POSITIVE,
-    "chunk": COUNT,
+    "chunk": CHUNK,
+    "normalization": Choice(("", *NORMALIZATIONS)),  # "": the tokenizer's
     "prompt_tokens": COUNT,
     "log_every": COUNT,
     "validate_every": COUNT,
     "checkpoint_every": COUNT,
     "validation_windows": COUNT,
     "validation_actions": COUNT,
-    "data.batch_size": COUNT,
+    "data.batch_size": BATCH,
     "data.context": COUNT,
     "data.shuffle_megabytes": COUNT,
     "optimizer.learning_rate": NOT_NEGATIVE,
@@ -63,18 +93,18 @@ RANGES: Mapping[str, Range] = {
     "optimizer.b2": BELOW_ONE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.max_grad_norm": POSITIVE,
-    "lora.rank": COUNT,
+    "lora.rank": WIDTH,
     "lora.alpha": POSITIVE,
     "lora.dropout": BELOW_ONE,
     "adapter.bins": Range(2, MAX),
-    "adapter.hidden": COUNT,
-    "tokenizer.chunk": COUNT,
-    "tokenizer.quantizers": COUNT,
-    "tokenizer.codes": Range(2, MAX),
-    "tokenizer.width": COUNT,
-    "tokenizer.hidden": COUNT,
-    "tokenizer.layers": COUNT,
-    "tokenizer.vocabulary": Range(2, MAX),
+    "adapter.hidden": WIDTH,
+    "tokenizer.chunk": CHUNK,
+    "tokenizer.quantizers": Range(1, 1024),
+    "tokenizer.codes": Range(2, 2**20),
+    "tokenizer.width": WIDTH,
+    "tokenizer.hidden": WIDTH,
+    "tokenizer.layers": Range(1, 1024),
+    "tokenizer.vocabulary": Range(2, 2**14),  # encoding makes a table of its square
     "tokenizer.scale": POSITIVE,
     "quantizer.decay": BELOW_ONE,
     "quantizer.commitment": NOT_NEGATIVE,
@@ -83,14 +113,25 @@ RANGES: Mapping[str, Range] = {
 }
 
 
-def check_ranges(config: ConfigDict, ranges: Mapping[str, Range] = RANGES) -> None:
-    """Checks every number of a config that has a range; None leaves a key open.
+def check_ranges(config: ConfigDict, ranges: Mapping[str, Range | Choice] = RANGES) -> None:
+    """Checks every value of a config that has a range; None leaves a key open.
 
     Raises:
-      UserError: naming the first key whose number is outside its range.
+      UserError: naming the first key whose value is outside its range.
     """
     for key, value in leaves(config):
         parts = key.split(".")
         name = ".".join(parts[2:] if parts[0] == "mixture" else parts)
         if name in ranges and value is not None and value not in ranges[name]:
-            raise UserError(f"config.{key}: expected {ranges[name]}, found {value}")
+            raise UserError(f"config.{key}: expected {ranges[name]}, found {value!r}")
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Checks every flag of a benchmark that has a range.
+
+    Raises:
+      UserError: naming the first flag whose value is outside its range.
+    """
+    for name, value in vars(flags).items():
+        if name in FLAGS and value is not None and value not in FLAGS[name]:
+            raise UserError(f"--{name}: expected {FLAGS[name]}, found {value}")

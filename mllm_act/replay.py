@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -39,7 +38,7 @@ Results = dict[str, list[dict[str, Any]]]  # "replay" and "expert" -> rows of `s
 
 
 def through_tokenizer(model: Tokenizer, statistics: Statistics, batch: int) -> Through:
-    """Returns a function that encodes and decodes actions as the policy does (clipped to the demonstrations' range).
+    """Returns a function that encodes and decodes actions as the policy does.
 
     It takes up to ``batch`` actions at a time, in the environment's units.
     """
@@ -48,10 +47,8 @@ def through_tokenizer(model: Tokenizer, statistics: Statistics, batch: int) -> T
     @jax.jit
     def reconstruct(variables: nnx.State, action: jax.Array) -> jax.Array:
         network = nnx.merge(graph, variables)
-        normalized = statistics.normalize_action(action)
-        return statistics.unnormalize_action(
-            jnp.clip(network.decode(network.encode(normalized)), -1, 1)
-        )
+        normalized = statistics.normalize_for_codes(action)
+        return statistics.unnormalize_codes(network.decode(network.encode(normalized)))
 
     def through(action: np.ndarray) -> np.ndarray:
         padded = np.zeros((batch, action.shape[-1]), np.float32)

@@ -2,7 +2,8 @@
 
     python -m mllm_act.train --config=configs/policy/metaworld.py:rvq --workdir=DIR [--config.a.b=value ...]
 
-The same command continues an interrupted run from the newest checkpoint in ``--workdir``, bit for bit.
+The same command continues an interrupted run from the newest checkpoint in ``--workdir``, bit for bit. At SIGINT
+(Ctrl-C) and SIGTERM the program finishes its update, saves it, and exits with status 130 or 143.
 """
 
 import functools
@@ -27,6 +28,7 @@ from mllm_act.training.guards import check_finite
 from mllm_act.training.metrics import MetricsWriter, StepTimer
 from mllm_act.training.setup import Run, set_up, start_or_resume
 from mllm_act.training.step import State, average, update, validate
+from mllm_act.training.stop import Stop
 
 ToDevice = Callable[[str, Mapping[str, Any]], Batch]
 
@@ -61,8 +63,26 @@ def main(config: ConfigDict, workdir: Path) -> None:
         checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
     # ---- loop ---------------------------------------------------------------------------------------------------
-    first = resumed or 0
-    with checkpoints, MetricsWriter(workdir, first) as writer, _progress(run, first) as bar:
+    step = first = resumed or 0
+    with (
+        Stop() as stop,
+        checkpoints,
+        MetricsWriter(workdir, first) as writer,
+        _progress(run, first) as bar,
+    ):
+
+        def score(step: int) -> None:
+            scores = _validate(run, compiled_validate, state, frozen, held_out, to_device, stop)
+            if scores is not None:
+                writer.write(step, {f"val/{name}": value for name, value in scores.items()})
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                bar.write(f"step {step}: {shown}")
+
+        def due(every: int) -> bool:
+            return step > 0 and (step % every == 0 or step == run.steps)
+
+        if due(config.validate_every) and not writer.has(step, "val/"):
+            score(step)  # the run was stopped while it validated
         if run.steps == 0 and resumed is None:  # the untrained policy, to compare with
             save(0)
         timer = StepTimer(first)
@@ -71,14 +91,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
             with timer.waiting():
                 batches = {name: to_device(name, x) for name, x in next(train_batches).items()}
             state, metrics = compiled_update(state, frozen, batches, jnp.int32(step))
+            stop.defer()
             bar.update()
             # The metrics of the step before, so that the device always has work queued.
             if previous is not None:
                 check_finite(previous[0], jax.device_get(previous[1]), checkpoints)
             previous = (step, metrics)
 
-            last = step == run.steps
-            if step % config.log_every == 0 or last:
+            if due(config.log_every):
                 scalars = jax.device_get(metrics)
                 check_finite(step, scalars, checkpoints)
                 times = timer.lap(step, config.data.batch_size)
@@ -89,16 +109,21 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 })  # fmt: skip
                 wait = times["data_wait_ms"] / times["step_ms"]
                 bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{wait:.0%}")
-            if step % config.validate_every == 0 or last:
-                scores = _validate(run, compiled_validate, state, frozen, held_out, to_device)
-                writer.write(step, {f"val/{name}": value for name, value in scores.items()})
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-                bar.write(f"step {step}: {shown}")
-            if step % config.checkpoint_every == 0 or last:
+            if due(config.validate_every):
+                score(step)
+            stopping = stop.requested
+            if due(config.checkpoint_every) or stopping:
                 check_finite(step, jax.device_get(metrics), checkpoints)
                 save(step)
-            if step % config.validate_every == 0 or step % config.checkpoint_every == 0:
+            if stopping:
+                break
+            if due(config.validate_every) or due(config.checkpoint_every):
                 timer = StepTimer(step)
+    stop.end_if_requested(step, run.steps, workdir)
+    _print_next(run, workdir)
+
+
+def _print_next(run: Run, workdir: Path) -> None:
     print(f"Trained {run.steps} steps. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}")
     for env in run.embodiments:
         print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
@@ -116,16 +141,18 @@ def _validate(
     frozen: nnx.State,
     held_out: Mapping[str, EvalBatches],
     to_device: ToDevice,
-) -> dict[str, float]:
-    """Returns the scores of every embodiment on its held-out windows."""
+    stop: Stop,
+) -> dict[str, float] | None:
+    """Returns the scores of every embodiment on its held-out windows, or None if the program is to stop."""
     scores: dict[str, float] = {}
     for name, batches in held_out.items():
-        results = [
-            jax.device_get(compiled_validate(state["trained"], frozen, name, to_device(name, x)))
-            for x in batches
-        ]
-        for kind in zip(*results, strict=True):
-            scores |= {run.recipe.scalar(name, key): x for key, x in average(kind).items()}
+        results = []
+        for arrays in batches:
+            if stop.requested:
+                return None
+            batch = to_device(name, arrays)
+            results.append(jax.device_get(compiled_validate(state["trained"], frozen, name, batch)))
+        scores |= {run.recipe.scalar(name, key): x for key, x in average(results).items()}
     return scores
 
 

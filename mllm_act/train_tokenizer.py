@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_pipelines.reading import rlds
 from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.statistics import dataset_statistics
-from mllm_act import parameters, replay
+from mllm_act import normalization, parameters, replay
 from mllm_act.action_tokenizer import Tokenizer, fast, report, training
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.action_tokenizer.checkpoint import tokenizer_arrays
@@ -32,12 +32,13 @@ from mllm_act.action_tokenizer.training import TrainingState
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.config import run_with_config, to_json
 from mllm_act.envs.results import table
-from mllm_act.errors import UserError
-from mllm_act.normalization import Statistics
-from mllm_act.ranges import COUNT, RANGES, check_ranges
+from mllm_act.errors import UserError, signals
+from mllm_act.normalization import NORMALIZATIONS, Statistics
+from mllm_act.ranges import COUNT, RANGES, Choice, check_ranges
 from mllm_act.training import optimizer
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
+from mllm_act.training.stop import Stop
 
 # What a resumed run compares with its checkpoint, and the settings that may differ. Statistics stand for the data.
 COMPARED = ("config", "statistics", "tokenizer")
@@ -74,15 +75,20 @@ def main(config: ConfigDict, workdir: Path) -> None:
     else:
         tokenizer = _train_autoencoder(config, workdir, data)
     if jax.process_index() == 0:
+        signals.kept = ": the tokenizer is saved, but not its report; run the same command again"
         _report(config, workdir, data, tokenizer)
 
 
 def _read(config: ConfigDict) -> Data:
     dataset = rlds.open_dataset(config.data.directory)
-    statistics = dataset_statistics(dataset)
+    statistics = dataclasses.replace(
+        dataset_statistics(dataset), normalization=config.normalization
+    )
+    metadata = dataset.metadata
+    print(normalization.table("config", metadata["name"], metadata["action_names"], statistics))
     chunk = config.tokenizer.chunk
     actions = read_actions(dataset, "train").chunked(chunk)
-    train = np.asarray(statistics.chunked(chunk).normalize_action(actions))
+    train = np.asarray(statistics.chunked(chunk).normalize_for_codes(actions))
     return Data(dataset, statistics, train, read_actions(dataset, "val").chunked(chunk))
 
 
@@ -133,11 +139,13 @@ def _train_autoencoder(config: ConfigDict, workdir: Path, data: Data) -> ActionT
         return jax.make_array_from_process_local_data(sharding, local)
 
     # ---- loop ---------------------------------------------------------------------------------------------------
-    with checkpoints, MetricsWriter(workdir, first) as writer:
+    step = first
+    with Stop() as stop, checkpoints, MetricsWriter(workdir, first) as writer:
         bar = tqdm(initial=first, total=steps, desc="train tokenizer", unit="update")
         for start in range(first, steps, config.log_every):
             count = min(config.log_every, steps - start)
             state, metrics = update(state, batches(start, count))
+            stop.defer()
             scalars = jax.device_get(metrics)
             for i in range(count):
                 check_finite(start + i + 1, {k: v[i] for k, v in scalars.items()}, checkpoints)
@@ -151,9 +159,13 @@ def _train_autoencoder(config: ConfigDict, workdir: Path, data: Data) -> ActionT
                 "train/learning_rate": float(learning_rate(step - 1)),
                 **{f"val/{name}": value for name, value in scores.items()},
             })  # fmt: skip
-            if step % config.checkpoint_every == 0 or step == steps:
+            stopping = stop.requested
+            if step % config.checkpoint_every == 0 or step == steps or stopping:
                 checkpoints.save(step, _items(state, model), {**meta, "step": step})
+            if stopping:
+                break
         bar.close()
+    stop.end_if_requested(step, steps, workdir)
     print(f"Trained {steps} updates")
     return model
 
@@ -229,7 +241,7 @@ def _replicated(mesh: Mesh) -> NamedSharding:
 
 def _check(config: ConfigDict) -> None:
     """Raises UserError for numbers that are out of range or do not fit each other."""
-    check_ranges(config, {**RANGES, "steps": COUNT})
+    check_ranges(config, {**RANGES, "steps": COUNT, "normalization": Choice(NORMALIZATIONS)})
     if "vocabulary" in config.tokenizer:
         return
     if config.checkpoint_every % config.log_every:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from ml_collections.config_dict import ConfigDict
 
-from mllm_act.config import load_config, run_with_config, shipped_configs
+from mllm_act.config import load_config, shipped_configs
 from mllm_act.errors import UserError
+from mllm_act.files import locked
+from tests.command_line import start
 
 CONFIG = """
 from ml_collections.config_dict import ConfigDict, placeholder
@@ -31,20 +33,11 @@ class Program:
 
     def run(self, *arguments: str) -> int:
         """Runs the program under a command line; returns its exit status."""
-        from absl import flags
 
-        for name in list(flags.FLAGS):  # of an earlier run in this process
-            if name == "workdir" or name.partition(".")[0] == "config":
-                delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
-        self.monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        try:
-            run_with_config(
-                lambda config, workdir: self.calls.append((config, workdir)), str(self.default)
-            )
-        except SystemExit as error:
-            return error.code if isinstance(error.code, int) else int(error.code is not None)
-        return 0
+        def main(config: ConfigDict, workdir: Path) -> None:
+            self.calls.append((config, workdir))
+
+        return start(self.monkeypatch, main, str(self.default), *arguments)
 
 
 @pytest.fixture
@@ -143,6 +136,16 @@ def test_wrong_arguments_are_one_line(
     assert program.run(*workdir, *arguments) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line and program.calls == []
+
+
+def test_a_folder_that_another_program_holds(
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path / "run", "--workdir"):
+        assert program.run("--workdir=run") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: --workdir=run: expected a folder that no other program writes")
+    assert program.calls == [] and program.run("--workdir=run") == 0
 
 
 def test_programs_and_versions_in_one_command() -> None:

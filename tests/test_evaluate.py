@@ -19,6 +19,7 @@ from mllm_act.envs.play import Episode
 from mllm_act.envs.results import summarize
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
+from mllm_act.files import locked
 from mllm_act.policy import Policy
 from tests.data_pipelines import tiny_rlds
 
@@ -196,6 +197,7 @@ def test_each_environment_has_its_folder_and_the_report_knows_it(
     run("--horizon=2", "--workers=1", "--envs=3", "--sample")
     out = workdir / "evaluation" / "tiny" / "test"
     assert iio.imread(out / "videos" / "task-1.mp4").shape == (2, 16, 16, 3)
+    (out / ".partial-killed").mkdir()
     run("--horizon=2", "--workers=1", "--no-videos")
     assert {path.name for path in out.rglob("*.*")} == {"episodes.csv", "tasks.csv", "summary.json"}
 
@@ -204,6 +206,8 @@ def test_each_environment_has_its_folder_and_the_report_knows_it(
         run(f"--out={tmp_path}")
     with pytest.raises(UserError, match="--timeout: expected seconds"):
         run("--timeout=0")
+    with locked(out, "--out"), pytest.raises(UserError, match=f"--out={out}: .* held by process"):
+        run("--horizon=2")
 
     titles = []
     monkeypatch.setattr(plt, "close", lambda figure: titles.append(figure.axes[0].get_title()))

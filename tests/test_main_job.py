@@ -2,16 +2,17 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from data_pipelines.generate import generate
 from data_pipelines.reading import pipeline, rlds
 from mllm_act import evaluate, report, train, train_tokenizer
 from mllm_act.action_tokenizer.checkpoint import load_tokenizer, tokenizer_arrays
@@ -23,6 +24,7 @@ from mllm_act.envs.results import summarize
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
+from tests.checkpoints import documents
 
 pytestmark = pytest.mark.slow
 
@@ -42,9 +44,7 @@ def configure(file: str, **overrides: Any) -> Any:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs demonstrations, tokenizer and policy once; the tests look at what they left."""
     home = tmp_path_factory.mktemp("job")
-    words = f"-m data_pipelines.generate --env=metaworld --tasks={','.join(TASKS)} --episodes=2 --workers=2"
-    command = [sys.executable, *words.split(), f"--out={home / 'data'}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    generate("metaworld", ",".join(TASKS), episodes=2, out=home / "data", workers=2, seed=0)
     train_tokenizer.main(
         configure(
             "tokenizer/metaworld.py:rvq",
@@ -80,6 +80,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def policy(home: Path) -> Policy:
+    """The policy, loaded and compiled once."""
+    return Policy.load(home / "policy")
+
+
 def test_the_tokenizer_in_the_policy_is_stage_ones_to_the_bit_and_has_no_optimizer_state(
     home: Path,
 ) -> None:
@@ -108,8 +114,7 @@ def test_a_tokenizer_of_the_other_kind_or_another_environment_is_refused(
     ):
         train.main(configure("policy/metaworld.py:vq", **given), tmp_path / "vq")
     shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
-    [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")
-    path.write_text(path.read_text().replace('"name": "metaworld"', '"name": "elsewhere"'))
+    documents.edit(tmp_path / "tokenizer", lambda meta: meta["metadata"].update(name="elsewhere"))
     given["tokenizer"] = str(tmp_path / "tokenizer")
     with pytest.raises(UserError, match="name: expected 'metaworld' .* found 'elsewhere'"):
         train.main(configure("policy/metaworld.py:rvq", **given), tmp_path / "rvq")
@@ -119,10 +124,11 @@ def test_resuming_with_a_tokenizer_of_other_actions_is_refused(home: Path, tmp_p
     """Its normalisation would not be that of the codes in the checkpoint."""
     shutil.copytree(home / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(home / "policy", tmp_path / "policy")
-    [path] = (tmp_path / "tokenizer" / "checkpoints").glob("*/meta/metadata")
-    meta = json.loads(path.read_text())
-    meta["statistics"]["action"]["max"][0] = 2.0
-    path.write_text(json.dumps(meta))
+
+    def widen(meta: dict[str, Any]) -> None:
+        meta["statistics"]["action"]["max"][0] = 2.0
+
+    documents.edit(tmp_path / "tokenizer", widen)
     config = configure("policy/metaworld.py:rvq")
     config.update(
         json.loads(next((home / "policy").glob("checkpoints/*/meta/metadata")).read_text())[
@@ -136,9 +142,10 @@ def test_resuming_with_a_tokenizer_of_other_actions_is_refused(home: Path, tmp_p
         train.main(config, tmp_path / "policy")
 
 
-def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home: Path) -> None:
+def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(
+    home: Path, policy: Policy
+) -> None:
     """Frame by frame through the policy's memory equals whole windows through the network."""
-    policy = Policy.load(home / "policy")
     dataset = rlds.open_dataset(home / "data")
     length = 4
     [episode, *_] = pipeline.EvalBatches(dataset, "train", batch_size=1, context=length)
@@ -151,24 +158,26 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(home:
         action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
         acted.append(action[0])
 
-    network = policy._network(policy._parameters)
-    reading = network.mllm.read(*map(jnp.asarray, policy.prompt.tokens([text])))
-    for t in range(length):
-        start = max(0, t + 1 - policy.context)
-        images = {c: jnp.array(frames[:, start : t + 1]) for c, frames in episode["images"].items()}
-        latents = network.mllm.latents(images)
+    @jax.jit
+    def decide(parameters: Any, prompt: Any, images: Any, actions: Any, proprio: Any) -> jax.Array:
+        network = policy._network(parameters)
+        adapter, reading = network.adapters[policy.name], network.mllm.read(*prompt)
+        latents, past = network.mllm.latents(images), adapter.encode(actions)
         mask = jnp.ones(latents.shape[:2], bool)
-        past = network.adapters[policy.name].encode(jnp.array(episode["action"][:, start : t + 1]))
-        proprio = jnp.array(episode["proprio"][:, t])
-        tokens = network.act(policy.name, reading, latents, mask, proprio, past)
-        expected = network.adapters[policy.name].decode(tokens)[0]
-        np.testing.assert_allclose(acted[t], expected, atol=1e-5)
+        return adapter.decode(network.act(policy.name, reading, latents, mask, proprio, past))
+
+    prompt = policy.prompt.tokens([text])
+    for t in range(length):
+        window = slice(max(0, t + 1 - policy.context), t + 1)
+        images = {camera: frames[:, window] for camera, frames in episode["images"].items()}
+        given = prompt, images, episode["action"][:, window], episode["proprio"][:, t]
+        expected = decide(policy._parameters, *given)
+        np.testing.assert_allclose(acted[t], expected[0], atol=1e-5)
 
 
 def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
-    home: Path, tmp_path: Path
+    policy: Policy, tmp_path: Path
 ) -> None:
-    policy = Policy.load(home / "policy")
     found = []
     for workers in (1, 2):
         episodes = [Episode(Job(task, c, 0)) for task in TASKS for c in (40, 41)]
@@ -195,9 +204,8 @@ def test_roll_out_is_the_same_for_the_same_seed_and_writes_its_results(
     assert TASKS[1] in text and (tmp_path / "report" / "success.png").stat().st_size > 1000
 
 
-def test_same_actions_in_other_batches(home: Path) -> None:
+def test_same_actions_in_other_batches(policy: Policy) -> None:
     """What other episodes share the batch does not change an action."""
-    policy = Policy.load(home / "policy")
     rng = np.random.default_rng(0)
     images = {"corner4": rng.integers(0, 256, (4, 200, 200, 3), np.uint8)}
     proprio = rng.normal(size=(4, 4)).astype(np.float32)
@@ -212,7 +220,7 @@ def test_same_actions_in_other_batches(home: Path) -> None:
 def test_an_instruction_longer_than_any_in_training_is_read_and_changes_no_other(
     home: Path,
 ) -> None:
-    policy = Policy.load(home / "policy")
+    policy = Policy.load(home / "policy")  # of its own: it pads to the longest it has read
     images = {"corner4": np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), np.uint8)}
     proprio, first = np.zeros((2, 4), np.float32), np.ones(2, bool)
     short, long = "Close the drawer.", "Close the drawer, " + "slowly " * 60
@@ -221,8 +229,7 @@ def test_an_instruction_longer_than_any_in_training_is_read_and_changes_no_other
     np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
 
 
-def test_an_instruction_that_changes_within_an_episode_is_read_again(home: Path) -> None:
-    policy = Policy.load(home / "policy")
+def test_an_instruction_that_changes_within_an_episode_is_read_again(policy: Policy) -> None:
     images = {"corner4": np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3), np.uint8)}
     proprio, start = np.zeros((2, 4), np.float32), np.ones(2, bool)
     before, after = "Press the button.", "Close the drawer."
@@ -234,8 +241,7 @@ def test_an_instruction_that_changes_within_an_episode_is_read_again(home: Path)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
-def test_wrong_images_are_refused(home: Path) -> None:
-    policy = Policy.load(home / "policy")
+def test_wrong_images_are_refused(policy: Policy) -> None:
     for images in (
         {"front": np.zeros((1, 8, 8, 3), np.uint8)},
         {"corner4": np.zeros((1, 8, 8, 3))},
@@ -259,8 +265,7 @@ def test_wrong_images_are_refused(home: Path) -> None:
         ({"proprio": np.zeros((1, 3))}, r"expected proprio\[1, 4\]"),
     ],
 )
-def test_wrong_inputs_are_refused(home: Path, wrong: dict[str, Any], message: str) -> None:
-    policy = Policy.load(home / "policy")
+def test_wrong_inputs_are_refused(policy: Policy, wrong: dict[str, Any], message: str) -> None:
     right = {
         "images": {"corner4": np.zeros((1, 8, 8, 3), np.uint8)},
         "proprio": np.zeros((1, 4), np.float32),
@@ -280,21 +285,42 @@ def test_a_tokenizers_folder_is_no_policy(home: Path) -> None:
 
 def test_a_checkpoint_without_what_acting_needs_is_refused(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "policy" / "checkpoints", tmp_path / "checkpoints")
-    [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
-    meta = json.loads(path.read_text())
-    del meta["statistics"]
-    path.write_text(json.dumps(meta))
+    documents.edit(tmp_path, lambda meta: meta.pop("statistics"))
     with pytest.raises(UserError, match="found no statistics in it"):
         Policy.load(tmp_path)
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_name(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "policy" / "checkpoints", tmp_path / "checkpoints")
-    [path] = (tmp_path / "checkpoints").glob("*/meta/metadata")
-    meta = json.loads(path.read_text())
-    del meta["network"]["format"]
-    meta["provenance"] = {"git_commit": "abc123"}
-    path.write_text(json.dumps(meta))
-    message = r"found format 1, written by mllm_act 0.1.0; use that version \(git checkout abc123\)"
+
+    def age(meta: dict[str, Any]) -> None:
+        del meta["network"]["format"]
+        meta["provenance"] = {"git_commit": "abc123"}
+
+    documents.edit(tmp_path, age)
+    message = r"found format 1, written by mllm_act 0.1.0 \(git checkout abc123\); use that version"
     with pytest.raises(UserError, match=message):
         Policy.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("policy", lambda meta: meta["prompt"]["metaworld"].update(future=1), "future"),
+        ("policy", lambda meta: meta["prompt"].clear(), "found another .no 'metaworld'."),
+        ("policy", lambda meta: meta.update(network=[]), "found another"),
+        ("policy", lambda meta: meta.update(provenance=3, frozen=[]), r"the mark \[\] of"),
+        ("tokenizer", lambda meta: meta["tokenizer"].update(future=1), "future"),
+        ("tokenizer", lambda meta: meta["tokenizer"].pop("action_dim"), "action_dim"),
+        ("tokenizer", lambda meta: meta["statistics"].update(action=3), "statistics"),
+    ],
+)
+def test_a_document_of_a_newer_version_or_a_stranger_is_one_line(
+    home: Path, tmp_path: Path, part: str, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    shutil.copytree(home / part, tmp_path / part)
+    documents.edit(tmp_path / part, change)
+    load = Policy.load if part == "policy" else load_tokenizer
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path / part)
+    assert "\n" not in str(caught.value)

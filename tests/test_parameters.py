@@ -8,7 +8,12 @@ import pytest
 from flax import nnx
 
 from mllm_act import parameters
+from mllm_act.adapters.regression import RegressionConfig
+from mllm_act.adapters.uniform import UniformConfig
+from mllm_act.bench import synthetic
+from mllm_act.models import presets
 from mllm_act.models.layers import Linear
+from mllm_act.policy.network import EmbodimentConfig, NetworkConfig, build_network
 from mllm_act.training import optimizer
 
 
@@ -34,16 +39,48 @@ def test_flatten_names_leaves_and_unflatten_is_its_inverse() -> None:
     np.testing.assert_array_equal(back["model"]["kernel"][...], params["kernel"][...] + 1)
 
 
-def test_biases_and_norms_do_not_decay() -> None:
-    assert parameters.find(optimizer.DECAYED, "mllm/language/blocks/q/kernel")
-    assert parameters.find(optimizer.DECAYED, "adapter/head")
-    for path in (
-        "mllm/vision/blocks/q/bias",
-        "mllm/language/norm/scale",
-        "adapter/embedding",
-        "mllm/vision/position",
-    ):
-        assert not parameters.find(optimizer.DECAYED, path)
+LANGUAGE = {f"language/blocks/{name}/kernel" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+VISION = {f"vision/blocks/{name}/kernel" for name in ("q", "k", "v", "o", "up", "down")} | {
+    "vision/patch/kernel"
+}
+PERCEIVER = {
+    f"bridge/perceiver/blocks/{name}/kernel" for name in ("q", "k", "v", "o", "up", "down")
+} | {"bridge/perceiver/output/kernel"}
+MIXER = {f"bridge/mixer/{name}/kernel" for name in ("input", "mix", "up", "down")}
+FILM = {
+    f"bridge/film/{name}/kernel"
+    for name in ("input", "hidden", "up", "down", "listener/key", "listener")
+} | {f"bridge/film/stages/{i}/{name}" for i in range(2) for name in ("kernel", "film/kernel")}
+LORA = {f"language/blocks/{name}/lora_{factor}" for name in "qkv" for factor in "ab"}
+# Of the model: what decays where the preset's own rules choose what is trained, and where everything is.
+DECAYS = {
+    "tiny": (LANGUAGE | VISION | PERCEIVER, LANGUAGE | VISION | PERCEIVER),
+    "tiny_grid": (LANGUAGE | VISION | FILM, LANGUAGE | VISION | FILM),
+    "smollm2_vit_s": (LORA | MIXER, LORA | MIXER | LANGUAGE | VISION),
+    "llava_1_5_7b": (LORA | PERCEIVER, LORA | PERCEIVER | LANGUAGE | VISION | {"language/head"}),
+}
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_matrices_decay_and_nothing_else(name: str) -> None:
+    """Not DINOv2's layer scales, for example."""
+    preset = presets.get(name)
+    # Names of embodiments are the user's: they do not decide.
+    bodies = {
+        "norm1": EmbodimentConfig("uniform", UniformConfig(), ("top",), 1, 1),
+        "bias": EmbodimentConfig("regression", RegressionConfig(8), ("top",), 1, 1),
+    }
+    config = NetworkConfig(name, preset.model, preset.trained, bodies)
+    statistics = {body: synthetic.statistics() for body in bodies}
+    network = nnx.eval_shape(lambda: build_network(config, statistics, nnx.Rngs(0)))
+    adapters = {
+        "adapters/norm1/head",
+        *(f"adapters/bias/{x}/kernel" for x in ("layer1", "layer2", "output")),
+    }
+    for trained, expected in zip((preset.trained, ((r".", True),)), DECAYS[name], strict=True):
+        paths = parameters.flatten(parameters.split(network, trained)[1])
+        found = {path for path in paths if parameters.find(optimizer.DECAYED, path)}
+        assert found == adapters | {f"mllm/{path}" for path in expected}
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:

@@ -22,6 +22,7 @@ from mllm_act.models import presets
 from mllm_act.models.layers import LoRA
 from mllm_act.policy import Policy
 from tests import pretrained_folder
+from tests.checkpoints import documents
 from tests.data_pipelines import tiny_rlds
 
 pytestmark = pytest.mark.slow
@@ -100,19 +101,32 @@ def losses(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_path: Path) -> None:
+def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
+    data: Path, tmp_path: Path
+) -> None:
     run(data, tmp_path / "whole")
 
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(data, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
-    first = killed / "checkpoints" / str(EVERY) / "_CHECKPOINT_METADATA"
-    while not first.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert checkpoint.find(killed)[1] < STEPS
-    subprocess.run(command(data, killed), cwd=ROOT, check=True, capture_output=True)
+
+    def interrupt(number: signal.Signals, step: int) -> tuple[int, str]:
+        """Trains in another process, and sends it a signal once a step is saved; returns its end."""
+        process = subprocess.Popen(
+            command(data, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while not (killed / "checkpoints" / str(step)).exists():
+            assert process.poll() is None, "the run ended before it could be interrupted"
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert checkpoint.find(killed)[1] < STEPS
+        return process.returncode, errors.decode().strip().splitlines()[-1]
+
+    status, line = interrupt(signal.SIGTERM, EVERY)
+    stopped = checkpoint.find(killed)[1]
+    assert status == 128 + signal.SIGTERM
+    assert line.startswith(f"SIGTERM: stopped after step {stopped} of {STEPS}, saved in {killed}/")
+    assert interrupt(signal.SIGKILL, 2 * EVERY)[0] == -signal.SIGKILL
+    run(data, killed)
 
     for item in ("trained", "optimizer"):
         expected, found = arrays(tmp_path / "whole", item), arrays(killed, item)
@@ -210,17 +224,19 @@ def test_a_run_without_its_frozen_part_or_of_another_architecture_is_refused(
     for use in (Policy.load, lambda path: run(data, path, steps=0)):
         with pytest.raises(UserError, match="half/frozen: expected the frozen parameters of the"):
             use(tmp_path / "half")
-    [path] = (tmp_path / "run" / "checkpoints").glob("*/meta/metadata")
-    meta = json.loads(path.read_text())
-    meta["network"]["model"]["language"]["vocabulary"] = 1030
-    path.write_text(json.dumps(meta))
+
+    def resize(meta: dict[str, Any]) -> None:
+        meta["network"]["model"]["language"]["vocabulary"] = 1030
+
+    documents.edit(tmp_path / "run", resize)
     message = r"language/embedding \(expected float32\[1030, 128\], found float32\[1024, 128\]\)"
     with pytest.raises(UserError, match=message):
         Policy.load(tmp_path / "run")
     with pytest.raises(UserError, match="network.model.language.vocabulary: expected 1030"):
         run(data, tmp_path / "run", steps=0)
-    meta["network"]["model"]["language"]["windows"] = 3
-    path.write_text(json.dumps(meta))
+    documents.edit(
+        tmp_path / "run", lambda meta: meta["network"]["model"]["language"].update(windows=3)
+    )
     with pytest.raises(UserError, match="network: expected the description .*windows"):
         Policy.load(tmp_path / "run")
 

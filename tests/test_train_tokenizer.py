@@ -1,9 +1,6 @@
 """The tokenizer's training program on a small RLDS dataset."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,8 @@ from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.config import load_config
 from mllm_act.envs import spec
 from mllm_act.errors import UserError
+from mllm_act.training.embodiments import open_sources
+from tests.command_line import start
 from tests.data_pipelines import tiny_rlds
 
 pytestmark = pytest.mark.slow
@@ -164,6 +163,39 @@ def test_fast_is_fitted_once_and_loads_unchanged(directory: Path, tmp_path: Path
         run(directory, tmp_path, "rvq")
 
 
+def test_normalization_is_kept_and_the_policy_takes_it(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(directory, tmp_path, "fast", normalization="quantiles")
+    assert "Actions of tiny: 4 dimensions, normalised by quantiles" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path).statistics.normalization == "quantiles"
+    config = load_config("configs/policy/metaworld.py:fast")
+    config.update_from_flattened_dict(
+        {"data.directory": str(directory), "tokenizer": str(tmp_path)}
+    )
+    (source,) = open_sources(config).values()
+    assert source.statistics.normalization == "quantiles"
+    config.normalization = "range"
+    with pytest.raises(UserError, match=r"^config.normalization: expected 'quantiles'.*'range'"):
+        open_sources(config)
+    with pytest.raises(UserError, match=r"config.normalization: expected 'quantiles'.*--workdir"):
+        run(directory, tmp_path, "fast", normalization="meanstd")
+
+
+def test_a_tokenizer_of_an_older_version_is_refused(directory: Path, tmp_path: Path) -> None:
+    run(directory, tmp_path / "new", "fast")
+    with Checkpointer(tmp_path / "new") as checkpoints:
+        meta = checkpoints.meta(0)
+    del meta["statistics"]["normalization"], meta["statistics"]["action"]["two_valued"]
+    arrays = tokenizer_arrays(load_tokenizer(tmp_path / "new").model)
+    with Checkpointer(tmp_path / "old") as checkpoints:
+        checkpoints.save(0, {"model": arrays}, meta)
+    with pytest.raises(
+        UserError, match=r"old/checkpoints/0: .*mllm_act .*train the tokenizer again"
+    ):
+        load_tokenizer(tmp_path / "old")
+
+
 def test_another_config_cannot_resume(directory: Path, whole: Path) -> None:
     with pytest.raises(UserError, match=r"config.quantizer.*expected .*0.95.*another --workdir"):
         run(directory, whole, quantizer={"decay": 0.5})
@@ -204,11 +236,14 @@ def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
         ("--config.optimizer.learning_rat=1", ("did you mean 'optimizer.learning_rate'",)),
     ],
 )
-def test_errors_of_the_command_line(tmp_path: Path, argument: str, words: tuple[str, ...]) -> None:
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "mllm_act.train_tokenizer", f"--workdir={workdir}", argument]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1
-    assert all(word in done.stderr for word in words), done.stderr
-    assert len(done.stderr.strip().splitlines()[-1:]) == 1 and not workdir.exists()
+def test_errors_of_the_command_line(
+    tmp_path: Path,
+    argument: str,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workdir, default = tmp_path / "run", "configs/tokenizer/metaworld.py:rvq"
+    assert start(monkeypatch, train_tokenizer.main, default, f"--workdir={workdir}", argument) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(word in line for word in words) and not workdir.exists()

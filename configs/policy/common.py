@@ -8,7 +8,7 @@ it states them.
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
-from mllm_act.adapters import adapter_settings
+from mllm_act.adapters import adapter_class, adapter_settings
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 
@@ -46,6 +46,8 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.chunk = 8 if adapter == "fast" else 1  # actions per decision
     config.actions = ()  # names of discrete actions; (): the environment's own
     config.tokenizer = ""  # workdir of train_tokenizer; needed by vq, rvq and fast
+    # Of actions: range, quantiles or meanstd; see mllm_act/normalization.py. "": as the tokenizer's.
+    config.normalization = "" if adapter_class(adapter).needs_tokenizer else "range"
 
     config.data = ConfigDict()
     config.data.directory = ""

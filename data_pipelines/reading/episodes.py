@@ -1,11 +1,12 @@
 """Reads and checks episodes from the TFRecord files of an RLDS dataset."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from data_pipelines.reading.records import FIX
 from data_pipelines.reading.rlds import ACTION, EPISODE, IMAGE, INSTRUCTION, PROPRIO, Dataset, Split
@@ -13,32 +14,49 @@ from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
 
+# What a stage that reads records raises. TensorFlow's message may quote a damaged record, which then is no UTF-8.
+READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """All steps of a split in file order, without images: E episodes, n steps."""
+    """All steps of a split in file order, without images: E episodes, n steps.
+
+    A segment is the steps of one episode under one instruction, which may change inside an episode: S segments.
+    """
 
     action: Float[np.ndarray, "n A"]  # float32, in the environment's own units
     proprio: Float[np.ndarray, "n P"]  # float32
     episode: Int[np.ndarray, " n"]  # int32, index of the step's episode, below E
+    segment: Int[np.ndarray, " n"]  # int32, index of the step's segment, below S
     tasks: tuple[str, ...]  # [E]
-    instructions: tuple[str, ...]  # [E], that of the first step
+    instructions: tuple[str, ...]  # [S]
     configurations: Int[np.ndarray, " E"]  # int32
     lengths: Int[np.ndarray, " E"]  # int32, steps per episode
 
     def chunked(self, chunk: int) -> Float[np.ndarray, "n C"]:
         """Returns each step's action and the ``chunk`` - 1 that follow it, one row per step: float32[n, chunk * A].
 
-        Time is the first axis: ``row.reshape(chunk, A)``. Past the end of an episode its last action is repeated, as in
-        the batches of the pipeline. Host memory: 8 ``chunk`` A bytes per step, twice the size of the result.
+        Time is the first axis: ``row.reshape(chunk, A)``. Past the end of an episode, or of its instruction, the last
+        action is repeated, as in the batches of the pipeline. Host memory: 8 ``chunk`` A bytes per step, twice the size
+        of the result.
 
         Raises:
           UserError: ``chunk`` is below 1.
         """
         expect_chunk(chunk)
-        step, last = np.arange(len(self.action)), np.cumsum(self.lengths)[self.episode] - 1
+        step, last = (
+            np.arange(len(self.action)),
+            np.cumsum(np.bincount(self.segment))[self.segment] - 1,
+        )
         columns = [self.action[np.minimum(step + offset, last)] for offset in range(chunk)]
         return np.concatenate(columns, axis=1)
+
+    def windows(self, context: int) -> Int[np.ndarray, " E"]:
+        """Returns how many windows of ``context`` steps each episode is cut into, from its first step on."""
+        of_segment = -(-np.bincount(self.segment) // context)
+        begins = np.flatnonzero(np.diff(self.segment, prepend=-1))
+        return np.bincount(self.episode[begins], weights=of_segment).astype(np.int64)
 
 
 def read_actions(dataset: Dataset, split: str) -> Actions:
@@ -52,15 +70,23 @@ def read_actions(dataset: Dataset, split: str) -> Actions:
     records = read_episodes(dataset, dataset.split(split), images=False)
     episodes = [episode for _, episode in records]
     lengths = np.array([len(episode["action"]) for episode in episodes], np.int32)
+    begins = np.concatenate([_begins_segment(episode["instruction"]) for episode in episodes])
+    texts = np.concatenate([episode["instruction"] for episode in episodes])
     return Actions(
         action=np.concatenate([episode["action"] for episode in episodes]),
         proprio=np.concatenate([episode["proprio"] for episode in episodes]),
         episode=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
+        segment=np.cumsum(begins, dtype=np.int32) - 1,
         tasks=tuple(episode["task"].decode() for episode in episodes),
-        instructions=tuple(episode["instruction"][0].decode() for episode in episodes),
+        instructions=tuple(text.decode() for text in texts[begins]),
         configurations=np.array([episode["configuration"] for episode in episodes], np.int32),
         lengths=lengths,
     )
+
+
+def _begins_segment(instruction: np.ndarray) -> Bool[np.ndarray, " L"]:
+    """Returns at which steps of an episode another instruction begins; the first step is one of them."""
+    return np.concatenate([[True], instruction[1:] != instruction[:-1]])
 
 
 def parse(record: tf.Tensor, dataset: Dataset, images: bool = True) -> dict[str, Any]:
@@ -104,8 +130,9 @@ def read_episodes(
     The location is the file and the number of the record in it, for error messages.
 
     Raises:
-      UserError: a record is corrupt, does not match ``features.json``, has keys of different lengths, or holds a value
-        that is not finite. The message has file and record, and task, episode, step and key where they are known.
+      UserError: a file cannot be read; a record is corrupt, does not match ``features.json``, has keys of different
+        lengths, or holds a number that is not finite or a text that is not UTF-8. The message has file and record, and
+        task, episode, step and key where they are known.
     """
     for path in split.files:
         records = tf.data.TFRecordDataset(str(path))
@@ -120,16 +147,21 @@ def read_episodes(
                 break
             except tf.errors.DataLossError as error:
                 raise UserError(f"{location} is corrupt: {_first_line(error)}; {FIX}") from None
-            except tf.errors.InvalidArgumentError as error:
+            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
                 raise UserError(
                     f"{location}: expected the features of features.json, found {_first_line(error)}; {FIX}"
+                ) from None
+            except tf.errors.OpError as error:  # deleted, for example, since the dataset was opened
+                raise UserError(
+                    f"{location}: expected to read it, found {_first_line(error)}; {FIX}"
                 ) from None
             _check_episode(location, episode)
             yield location, episode
 
 
 def _check_episode(location: str, episode: dict[str, Any]) -> None:
-    location = f"{location} (task {episode['task'].decode()!r}, episode {episode['episode']})"
+    task = episode["task"].decode(errors="replace")
+    location = f"{location} (task {task!r}, episode {episode['episode']})"
     per_step = {ACTION: episode["action"], PROPRIO: episode["proprio"]}
     lengths = {key: len(values) for key, values in per_step.items()}
     lengths[INSTRUCTION] = len(episode["instruction"])
@@ -147,6 +179,16 @@ def _check_episode(location: str, episode: dict[str, Any]) -> None:
                 f"{location}, step {step}: {key}[{dimension}]: expected a finite number, found "
                 f"{values[step, dimension]}; regenerate the dataset with python -m data_pipelines.generate"
             )
+    for step, text in enumerate((episode["task"], *episode["instruction"]), -1):
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            key = EPISODE + "task" if step < 0 else f"step {step}: {INSTRUCTION}"
+            raise UserError(f"{location}: {key}: expected UTF-8, found {error}; {FIX}") from None
+    if not -(2**31) <= episode["configuration"] < 2**31:
+        raise UserError(
+            f"{location}: {EPISODE}configuration: expected an int32, found {episode['configuration']}; {FIX}"
+        )
 
 
 def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:
@@ -166,8 +208,12 @@ def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:
 def _check_images(location: str, camera: str, images: Any, shape: tuple[int, int, int]) -> None:
     for step, encoded in enumerate(images):
         try:
-            result = str(tuple(tf.io.decode_jpeg(encoded).shape))
-        except tf.errors.InvalidArgumentError as error:
+            # Before decoding: a few hundred bytes can ask for half a gigabyte.
+            height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
+            result = str((height, width, 3))  # the decoder turns grey into colour
+            if result == str(shape):
+                tf.io.decode_jpeg(encoded, channels=3)
+        except READ_ERRORS as error:
             result = _first_line(error)
         if result != str(shape):
             raise UserError(
@@ -178,4 +224,7 @@ def _check_images(location: str, camera: str, images: Any, shape: tuple[int, int
 
 def _first_line(error: Exception) -> str:
     message = getattr(error, "message", None) or str(error)
-    return message.strip().splitlines()[0].split(" [Op:")[0]
+    if isinstance(error, UnicodeDecodeError):
+        return "a record that cannot be parsed"
+    line = message.strip().splitlines()[0].split(" [Op:")[0]
+    return re.sub(r"\{\{.*?\}\} ?", "", line)[:300]  # names of nodes in TensorFlow's graph

@@ -1,8 +1,8 @@
 """Batches from several datasets at once, to train one model for several robots.
 
 A batch of a mixture holds one batch per dataset, because datasets differ in the sizes of their images, proprioception
-and actions. Each dataset has its own shuffle buffer and its own epochs. Its share of a batch is fixed by its weight,
-not by its size, so small datasets are repeated more often.
+and actions. Each dataset has its own shuffle buffer and its own epochs. Its share of a batch follows from its weight
+alone: small datasets are repeated more often, and the number of devices changes nothing.
 """
 
 import math
@@ -10,19 +10,16 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from data_pipelines.reading.pipeline import Arrays, TrainBatches, expect_memory
+from data_pipelines.reading.pipeline import TrainBatches, expect_memory
+from data_pipelines.reading.windows import Arrays
 from mllm_act.errors import UserError
 
 
-def shares(weights: Mapping[str, float], batch_size: int, multiple: int) -> dict[str, int]:
-    """Returns the number of windows of each dataset in a batch; they sum to ``batch_size``.
-
-    Each share is a positive multiple of ``multiple``, the number of parts that a batch is split into over the devices.
-    Shares are proportional to the weights, rounded by largest remainder (ties: by name). A dataset that would get less
-    than one multiple gets one, and the others divide the rest.
+def fractions(weights: Mapping[str, float]) -> dict[str, Fraction]:
+    """Returns each dataset's part of the sum of the weights.
 
     Raises:
-      UserError: a weight is not a finite number above 0, or ``batch_size`` is not a multiple or is too small.
+      UserError: a weight is not a finite number above 0.
     """
     for name, weight in weights.items():
         if type(weight) not in (int, float) or not 0 < weight < math.inf:
@@ -30,26 +27,38 @@ def shares(weights: Mapping[str, float], batch_size: int, multiple: int) -> dict
                 f"config.mixture.{name}.weight: expected a finite number above 0, found {weight!r}; "
                 "set its weight, or remove the dataset from the mixture"
             )
-    units = batch_size // multiple
-    if batch_size % multiple or units < max(1, len(weights)):
-        raise UserError(
-            f"config.data.batch_size: expected a multiple of {multiple} (a batch is split into {multiple} parts "
-            f"over the devices), at least {multiple} for each of {len(weights)} dataset(s), found "
-            f"{batch_size}; pass {multiple * max(len(weights), -(-batch_size // multiple))}"
-        )
     exact = {name: Fraction(str(weight)) for name, weight in weights.items()}  # 0.1 is a tenth
+    total = sum(exact.values())
+    return {name: weight / total for name, weight in exact.items()}
+
+
+def shares(weights: Mapping[str, float], batch_size: int) -> dict[str, int]:
+    """Returns the number of windows of each dataset in a batch; they sum to ``batch_size``.
+
+    Shares are proportional to the weights, rounded by largest remainder (ties: by name). A dataset that would get less
+    than one window gets one, and the others divide the rest.
+
+    Raises:
+      UserError: a weight is not a finite number above 0, or ``batch_size`` is too small.
+    """
+    exact = fractions(weights)
+    if batch_size < max(1, len(weights)):
+        raise UserError(
+            f"config.data.batch_size: expected at least one window for each of {len(weights)} dataset(s), found "
+            f"{batch_size}; pass {max(1, len(weights))} or more"
+        )
     result = dict.fromkeys(weights, 1)
     while True:
-        remaining, total = units - (len(weights) - len(exact)), sum(exact.values())
+        remaining, total = batch_size - (len(weights) - len(exact)), sum(exact.values())
         quota = {name: weight * remaining / total for name, weight in exact.items()}
         if min(quota.values()) >= 1:
             break
         exact = {name: weight for name, weight in exact.items() if quota[name] >= 1}
     result |= {name: math.floor(share) for name, share in quota.items()}
     by_remainder = sorted(quota, key=lambda name: (math.floor(quota[name]) - quota[name], name))
-    for name in by_remainder[: units - sum(result.values())]:
+    for name in by_remainder[: batch_size - sum(result.values())]:
         result[name] += 1
-    return {name: multiple * count for name, count in result.items()}
+    return result
 
 
 class MixedBatches(Iterator[dict[str, Arrays]]):

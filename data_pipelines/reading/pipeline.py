@@ -1,13 +1,7 @@
 """Batches of windows from an RLDS dataset: ``TrainBatches`` is endless, ``EvalBatches`` makes one pass.
 
-A window is ``context`` consecutive steps of one episode. Every step is in exactly one window per epoch. In training,
-episodes are cut at an offset drawn for each episode and epoch, so that over the epochs a step appears at every position
-of a window. The first and the last window of an episode may be shorter: they are padded at the end with zeros, where
-``mask`` is False.
-
-With ``chunk`` H > 1, the action of a step is a chunk: its own action and the H - 1 that follow in the episode, even
-beyond the window, in one vector with time first (``action.reshape(H, A)``). Past the end of the episode its last action
-is repeated, not masked.
+Windows are cut as ``windows`` says. Every step is in exactly one of them per epoch. In training, episodes are cut at an
+offset drawn for each episode and epoch, so that over the epochs a step appears at every position of a window.
 
 A batch is a dict of numpy arrays, which are read-only if they share TensorFlow's memory:
   images       {camera: uint8[B, T, H, W, 3]}  as stored; the model resizes them on the device
@@ -29,12 +23,13 @@ TensorFlow itself takes another 0.65 GB.
 
 import os
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.reading.episodes import explain, parse, read_actions
+from data_pipelines.reading.episodes import READ_ERRORS, explain, parse, read_actions
 from data_pipelines.reading.rlds import Dataset, Split
+from data_pipelines.reading.windows import Arrays, cut
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
@@ -45,66 +40,12 @@ BATCHES_DECODING = 2
 _WINDOW_OVERHEAD = 1024  # bytes per encoded window, for tensor headers and allocation
 _SLACK_MEGABYTES = 32  # fragmentation by the allocator, measured
 
-Arrays = dict[str, Any]  # names to arrays, or to dicts of arrays
-Number: TypeAlias = tf.Tensor | int
-
-
-def window_index(length: Number, offset: Number, context: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts an episode of ``length`` >= 1 steps into windows; the first ends at ``offset``, unless that is 0.
-
-    Returns:
-      The steps, int32[W, T], and the mask of the positions that have a step, bool[W, T]. The windows contain every step
-      once, in order; where they are padded, at the end, the step is the last of the episode.
-    """
-    starts = tf.range(tf.where(offset > 0, offset - context, 0), length, context)
-    ends = tf.minimum(starts + context, length)
-    index = tf.maximum(starts, 0)[:, None] + tf.range(context)
-    return tf.minimum(index, length - 1), index < ends[:, None]
-
 
 def _share(split: Split, process_index: int, process_count: int) -> tuple[list[str], list[int]]:
     """Returns the files that one process reads and, for each, the index of its first record in the split."""
     first = np.cumsum((0, *split.episodes))[:-1]
     files = [str(file) for file in split.files[process_index::process_count]]
     return files, [int(index) for index in first[process_index::process_count]]
-
-
-def _chunks(action: tf.Tensor, chunk: int) -> tf.Tensor:
-    """Turns actions, float32[L, A], into chunks, float32[L, H * A], repeating the last action at the end."""
-    length, actions = tf.shape(action)[0], action.shape[1]
-    index = tf.range(length)[:, None] + tf.range(chunk)
-    return tf.reshape(tf.gather(action, tf.minimum(index, length - 1)), (-1, chunk * actions))
-
-
-def _cut(
-    record: tf.Tensor, dataset: Dataset, offset: tf.Tensor, context: int, chunk: int
-) -> Arrays:
-    """Checks one stored episode and cuts it into W windows of encoded images."""
-    episode = parse(record, dataset)
-    length = tf.shape(episode["action"])[0]
-    checks = [tf.debugging.assert_positive(length, "an episode without steps")]
-    for values in (episode["proprio"], episode["instruction"], *episode["images"].values()):
-        checks.append(tf.debugging.assert_equal(tf.shape(values)[0], length, "steps missing"))
-    for values in (episode["action"], episode["proprio"]):
-        checks.append(tf.debugging.assert_all_finite(values, "not finite"))
-    with tf.control_dependencies([check for check in checks if check is not None]):
-        index, mask = window_index(length, offset, context)
-    count = tf.shape(index)[0]
-
-    def windows(values: tf.Tensor) -> tf.Tensor:
-        return tf.where(mask[..., None], tf.gather(values, index), 0.0)
-
-    return {
-        "images": {
-            camera: tf.where(mask, tf.gather(encoded, index), "")
-            for camera, encoded in episode["images"].items()
-        },
-        "proprio": windows(episode["proprio"]),
-        "action": windows(_chunks(episode["action"], chunk)),
-        "mask": mask,
-        "instruction": tf.fill([count], episode["instruction"][0]),
-        "task": tf.fill([count], episode["task"]),
-    }
 
 
 def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
@@ -119,12 +60,15 @@ def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
 
         def decode(position: tuple[tf.Tensor, tf.Tensor], shape: tuple = shape) -> tf.Tensor:
             encoded, valid = position
-            image = tf.cond(
-                valid,
-                lambda: tf.io.decode_jpeg(encoded, channels=3),
-                lambda: tf.zeros(shape, tf.uint8),
-            )
-            return tf.ensure_shape(image, shape)
+
+            def image() -> tf.Tensor:
+                # The header first: one of a few hundred bytes can ask the decoder for half a gigabyte.
+                found = tf.io.extract_jpeg_shape(encoded)[:2]
+                with tf.control_dependencies([tf.debugging.assert_equal(found, shape[:2])]):
+                    return tf.io.decode_jpeg(encoded, channels=3)
+
+            decoded = tf.cond(valid, image, lambda: tf.zeros(shape, tf.uint8))
+            return tf.ensure_shape(decoded, shape)
 
         encoded = windows["images"][camera]
         decoded = tf.map_fn(
@@ -244,7 +188,7 @@ class TrainBatches(Iterator[Arrays]):
             self._iterator = iter(self._build().as_numpy_iterator())
         try:
             batch = next(self._iterator)
-        except tf.errors.OpError as error:
+        except READ_ERRORS as error:
             raise explain(self._dataset, self._split, error) from None
         self._epoch = int(batch.pop("epoch")[-1])
         self._window = int(batch.pop("window")[-1]) + 1
@@ -279,10 +223,10 @@ class TrainBatches(Iterator[Arrays]):
         files, first = tf.constant(self._files), tf.constant(self._first, tf.int64)
         seed, context = self._seed, self._context
 
-        def cut(number: tf.Tensor, record: tf.Tensor, epoch_seed: tf.Tensor) -> Arrays:
+        def cut_at_random(number: tf.Tensor, record: tf.Tensor, epoch_seed: tf.Tensor) -> Arrays:
             episode_seed = tf.random.experimental.stateless_fold_in(epoch_seed, number)
             offset = tf.random.stateless_uniform((), episode_seed, 0, context, tf.int32)
-            return _cut(record, self._dataset, offset, context, self._chunk)
+            return cut(record, self._dataset, offset, context, self._chunk)
 
         def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -293,7 +237,9 @@ class TrainBatches(Iterator[Arrays]):
                 lambda file, start: tf.data.TFRecordDataset(file).enumerate(start),
                 cycle_length=FILES_AT_ONCE,
             )
-            windows = records.map(lambda number, record: cut(number, record, epoch_seed)).unbatch()
+            windows = records.map(
+                lambda number, record: cut_at_random(number, record, epoch_seed)
+            ).unbatch()
             shuffle_seed = tf.random.stateless_uniform((), epoch_seed, None, None, tf.int64)
             return (
                 windows.shuffle(self.shuffle_windows, seed=shuffle_seed)
@@ -347,7 +293,7 @@ class EvalBatches:
         self._split = dataset.split(split)
         self._files, _ = _share(self._split, process_index, process_count)
         self._batch_size, self._context, self._chunk = batch_size, context, chunk
-        per_episode = -(-read_actions(dataset, split).lengths // context)
+        per_episode = read_actions(dataset, split).windows(context)
         self._stride = max(1, int(per_episode.sum()) // windows) if windows else 1
         ends = np.cumsum(self._split.episodes)
         per_file = [int(counts.sum()) for counts in np.split(per_episode, ends[:-1])]
@@ -362,7 +308,7 @@ class EvalBatches:
         windows = (
             tf.data.TFRecordDataset(tf.constant(self._files, tf.string))
             .map(
-                lambda record: _cut(
+                lambda record: cut(
                     record, self._dataset, tf.constant(0), self._context, self._chunk
                 )
             )
@@ -377,7 +323,7 @@ class EvalBatches:
         windows = windows.concatenate(padding).take(self._batches * self._batch_size)
         try:
             yield from _batches(windows, self._dataset, self._batch_size).as_numpy_iterator()
-        except tf.errors.OpError as error:
+        except READ_ERRORS as error:
             raise explain(self._dataset, self._split, error) from None
 
 
@@ -391,7 +337,7 @@ def _sample(dataset: Dataset, split: Split) -> tuple[int, int]:
                 episode = parse(record, dataset)
                 steps += len(episode["action"])
                 encoded += len(record.numpy())
-        except tf.errors.OpError as error:
+        except READ_ERRORS as error:
             raise explain(dataset, split, error) from None
     if not steps:
         raise explain(dataset, split, ValueError("no steps"))

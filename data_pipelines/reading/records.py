@@ -6,6 +6,8 @@ checksums together identify its content. 16 bytes are read per record. TensorFlo
 them.
 """
 
+import io
+import os
 import struct
 from pathlib import Path
 
@@ -38,32 +40,46 @@ def masked_crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def payload_checksums(path: Path) -> list[bytes]:
-    """Returns the stored payload checksum of every record of a TFRecord file, 4 bytes each.
+def payload_checksums(path: Path, expected: int) -> bytes:
+    """Returns the stored payload checksums of a TFRecord file, 4 bytes for each of its ``expected`` records.
 
     Raises:
-      UserError: the file ends inside a record, or a length does not match its checksum.
+      UserError: the file cannot be read, ends inside a record or has another number of records, or a length does not
+        match its checksum.
     """
-    size = path.stat().st_size
-    checksums: list[bytes] = []
-    offset = 0
-    with path.open("rb", buffering=0) as file:
-        while offset < size:
-            file.seek(offset)
-            header = file.read(_HEADER.size)
-            where = f"{path}: record {len(checksums)} at byte {offset}"
-            if len(header) < _HEADER.size:
-                raise UserError(f"{where} is truncated: the file ends inside its header; {FIX}")
-            length, checksum = _HEADER.unpack(header)
-            if masked_crc32c(header[:8]) != checksum:
-                raise UserError(f"{where} is corrupt: its length fails its checksum; {FIX}")
-            end = offset + _HEADER.size + length + 4
-            if end > size:
-                raise UserError(
-                    f"{where} is truncated: expected {end - offset} bytes, found {size - offset}; "
-                    f"{FIX}"
-                )
-            file.seek(end - 4)
-            checksums.append(file.read(4))
-            offset = end
-    return checksums
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _checksums(file, path, expected)
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected a TFRecord file, found one that cannot be read ({error.strerror}); {FIX}"
+        ) from None
+
+
+def _checksums(file: io.FileIO, path: Path, expected: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    checksums = bytearray()
+    offset = number = 0
+    while offset < size and number <= expected:
+        file.seek(offset)
+        header = file.read(_HEADER.size)
+        where = f"{path}: record {number} at byte {offset}"
+        if len(header) < _HEADER.size:
+            raise UserError(f"{where} is truncated: the file ends inside its header; {FIX}")
+        length, checksum = _HEADER.unpack(header)
+        if masked_crc32c(header[:8]) != checksum:
+            raise UserError(f"{where} is corrupt: its length fails its checksum; {FIX}")
+        end = offset + _HEADER.size + length + 4
+        if end > size:
+            raise UserError(
+                f"{where} is truncated: expected {end - offset} bytes, found {size - offset}; {FIX}"
+            )
+        file.seek(end - 4)
+        checksums += file.read(4)
+        offset, number = end, number + 1
+    if number != expected:
+        found = number if number < expected else "more"
+        raise UserError(
+            f"{path}: expected {expected} episodes (dataset_info.json), found {found}; {FIX}"
+        )
+    return bytes(checksums)

@@ -2,18 +2,33 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.tensorflow_cpu import tf
 from data_pipelines.writing import recording
 from mllm_act.envs import EnvSpec, spec
 from mllm_act.envs.base import metadata
 
 import tensorflow_datasets as tfds  # isort: skip
+from tensorflow_datasets.core.writer import ExampleWriter  # isort: skip
+
+
+class EqualBytes(ExampleWriter):
+    """Writes records with their keys in order, so that equal episodes are equal bytes.
+
+    Protobuf orders the keys of a map by a hash that differs in each process, unless it is told not to.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        """See ``ExampleWriter``; ``examples`` are pairs of a key and a serialised ``tf.train.Example``."""
+        parse = tf.train.Example.FromString
+        ordered = ((key, parse(e).SerializeToString(deterministic=True)) for key, e in examples)
+        return super().write(path, ordered)
 
 
 class Demonstrations(tfds.core.GeneratorBasedBuilder):
@@ -46,6 +61,9 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
             for split, files in self._files.items()
         }
 
+    def _example_writer(self) -> ExampleWriter:
+        return EqualBytes(self.info.file_format)
+
     def _generate_examples(self, **_: Any) -> Any:
         raise NotImplementedError("_split_generators returns generators")
 
@@ -53,15 +71,24 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
 def write(env: str, splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
     """Writes the dataset below ``folder`` and returns its own folder.
 
-    Equal input gives equal records in the same order. Their bytes are equal only within one process, because protobuf
-    orders the keys of a record differently in each.
+    Equal input gives equal files, in any process.
+
+    Raises:
+      OSError: the folder cannot be written to, or the disk is full.
+      UserError: a recorded episode is damaged.
     """
     tfds.disable_progress_bar()
     builder = Demonstrations(env, splits, data_dir=folder)
     # Files are small, so that every process of a large run has several and a shuffle mixes many of them.
     config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
-        builder.download_and_prepare(download_config=config)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
+            builder.download_and_prepare(download_config=config)
+    except (tf.errors.OpError, RuntimeError) as error:  # TFDS raises RuntimeError from OpError
+        cause = error.__cause__ or error
+        if not isinstance(cause, tf.errors.OpError):
+            raise
+        raise OSError(cause.message.partition("\n")[0]) from None
     return Path(builder.data_dir)
 
 

@@ -5,6 +5,7 @@ so that demonstrations also show how to recover. The label is the expert's actio
 Discrete actions get no noise, and their episodes end at the first success.
 """
 
+import hashlib
 import io
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,7 @@ HOLD_STEPS = 5
 MAX_ATTEMPTS = 10  # each with fresh noise, before an episode counts as failed
 # With 4:2:0 chroma subsampling, 14 kB per image of 200 x 200. A lower quality blurs the small goal markers.
 JPEG_QUALITY = 95
+_DIGEST = hashlib.sha256().digest_size  # bytes
 
 
 def attempt_seed(seed: int, task: str, episode: int, attempt: int) -> int:
@@ -129,26 +131,52 @@ def serve(env: str, seed: int) -> Callable[[tuple[str, int, str]], None]:
 
 
 def save(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes the arrays of an episode whole or not at all."""
-    with whole_file(path) as partial:
-        np.savez(partial, **arrays)
+    """Writes the arrays of an episode, and then the SHA-256 of what was written, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    try:
+        with whole_file(path) as partial:
+            partial.write_bytes(content + hashlib.sha256(content).digest())
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected to write an episode, found {error.strerror}; free space, then run the same command to "
+            "continue"
+        ) from None
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an episode. Raises ``UserError`` if the file is damaged."""
+    """Returns the arrays of an episode. Raises ``UserError`` if the file cannot be read or is damaged."""
     try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path}: expected a recorded episode, found {error}; delete it") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected a recorded episode, found {error.strerror}; run the same command to record it again"
+        ) from None
+    content, digest = data[:-_DIGEST], data[-_DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        raise UserError(
+            f"{path}: expected a recorded episode, found one that fails its checksum; "
+            "run the same command to record it again"
+        )
+    with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Returns whether an episode succeeded, and its numbers of attempts, steps and simulated frames."""
-    with np.load(path) as arrays:
-        return {
-            "success": bool(arrays["success"]),
-            "attempts": int(arrays["attempts"]),
-            "steps": len(arrays["reward"]),
-            "frames_drawn": int(arrays["frames_drawn"]),
-        }
+    """Returns whether an episode succeeded, and its numbers of attempts, steps and simulated frames.
+
+    Raises:
+      UserError: the file cannot be read or is damaged.
+    """
+    arrays = load(path)
+    return {
+        "success": bool(arrays["success"]),
+        "attempts": int(arrays["attempts"]),
+        "steps": len(arrays["reward"]),
+        "frames_drawn": int(arrays["frames_drawn"]),
+    }

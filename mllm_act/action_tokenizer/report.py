@@ -24,14 +24,14 @@ class Precision:
     FAST counts as one codebook; padding after a chunk's END is not counted.
 
     Attributes:
-      mse: of normalised actions, over all dimensions and steps.
+      mse: of normalised actions as they are encoded, over all dimensions and steps.
       variance: of the normalised actions: the MSE of always predicting their mean.
       rows: for each dimension: name, unit, and rmse, mean_abs, p95, max in physical units.
       codebooks: for each codebook: use (the fraction of its codes), perplexity.
       tokens: the mean number of tokens per chunk.
       chunk: H.
       action: in physical units.
-      decoded: in physical units, clipped to the demonstrations' range.
+      decoded: in physical units, as a policy decodes.
       codes: the codes chosen from each codebook.
       num_codes: K.
     """
@@ -54,9 +54,7 @@ def measure_precision(
     metadata: Mapping[str, Any],
     actions: Float[np.ndarray, "n HA"],
 ) -> Precision:
-    """Encodes and decodes chunks of actions, and compares.
-
-    Decoded actions are clipped to the demonstrations' range, as the policy's are.
+    """Encodes and decodes chunks of actions as a policy does, and compares.
 
     Args:
       tokenizer: the tokenizer.
@@ -65,13 +63,13 @@ def measure_precision(
       actions: in the environment's own numbers.
     """
     chunk, dims = tokenizer.config.chunk, tokenizer.config.action_dim
-    normalized = statistics.chunked(chunk).normalize_action(actions)
+    normalized = statistics.chunked(chunk).normalize_for_codes(actions)
     restored, codes = training.reconstruct(tokenizer, np.asarray(normalized, np.float32))
     used_codes = _used_codes(tokenizer, codes)
     # From here on, single actions.
     actions, normalized, restored = (x.reshape(-1, dims) for x in (actions, normalized, restored))
     scale = np.array(metadata["action_scale"], np.float32)
-    decoded = np.asarray(statistics.unnormalize_action(np.clip(restored, -1, 1))) * scale
+    decoded = np.asarray(statistics.unnormalize_codes(restored)) * scale
     error = np.abs(decoded - actions * scale)
     rows = [
         {

@@ -5,7 +5,7 @@ codebook, or which dimension, its id belongs to. The rows of the embedding and o
 trained in full, so they are parameters of the adapter; no other rows are computed.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from mllm_act.normalization import Statistics
 
 class ActionTokenAdapter(Adapter):
     """Head, embedding, loss and decoding over K ids. Subclasses say what the codes mean."""
+
+    # Those that leave what is to be encoded in [-1, 1].
+    normalizations: ClassVar[tuple[str, ...]] = ("range", "quantiles")
 
     def __init__(
         self,
@@ -52,16 +55,16 @@ class ActionTokenAdapter(Adapter):
         raise NotImplementedError
 
     def from_codes(self, codes: Int[Array, "... M"]) -> Float[Array, "... A"]:
-        """Returns the normalised action of codes."""
+        """Returns the normalised action of codes; ``decode`` clips it."""
         raise NotImplementedError
 
     def encode(self, action: Float[Array, "... A"]) -> Int[Array, "... M"]:
         """See ``Adapter.encode``."""
-        return self.first_token + self.to_codes(self.statistics.normalize_action(action))
+        return self.first_token + self.to_codes(self.statistics.normalize_for_codes(action))
 
     def decode(self, tokens: Int[Array, "... M"]) -> Float[Array, "... A"]:
         """See ``Adapter.decode``."""
-        return self.statistics.unnormalize_action(self.from_codes(tokens - self.first_token))
+        return self.statistics.unnormalize_codes(self.from_codes(tokens - self.first_token))
 
     def embed(self, tokens: Int[Array, "... M"]) -> Float[Array, "... M D"]:
         """See ``Adapter.embed``."""

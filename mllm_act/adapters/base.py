@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
 from mllm_act.action_tokenizer.fast import FastConfig
 from mllm_act.adapters.token_filter import Keys
-from mllm_act.normalization import Statistics
+from mllm_act.normalization import NORMALIZATIONS, Statistics
 
 # Feeds one token's embedding back to the model: (embedding [B, D], state) -> (hidden [B, D], state).
 Extend = Callable[[Float[Array, "B D"], Any], tuple[Float[Array, "B D"], Any]]
@@ -70,15 +70,17 @@ class Adapter(nnx.Module):
       discrete: whether actions are names out of a list rather than numbers.
       needs_tokenizer: whether stage one has to train an action tokenizer first.
       writes_words: whether actions are written as text, so that the text tokenizer should know their names.
+      normalizations: those of ``NORMALIZATIONS`` that it works with.
       tokens_per_action: M, how many tokens an action takes.
       codes: K, how many rows of the vocabulary it writes over; 0 where it has no vocabulary of its own.
-      statistics: of the demonstrations; they map actions to [-1, 1] and back.
+      statistics: of the demonstrations; they normalise actions, and decode only to actions that are valid.
     """
 
     Config: ClassVar[type]
     discrete: ClassVar[bool] = False
     needs_tokenizer: ClassVar[bool] = False
     writes_words: ClassVar[bool] = False
+    normalizations: ClassVar[tuple[str, ...]] = NORMALIZATIONS
 
     tokens_per_action: int
     codes: int = 0
@@ -152,6 +154,10 @@ class Adapter(nnx.Module):
           proprio: normalised proprioception.
         """
         raise NotImplementedError
+
+    def counts(self, tokens: Tokens, mask: Bool[Array, "B T"]) -> dict[str, Int[Array, ""]]:
+        """Returns how many items ``loss`` averages over, by name, for the loss and the metrics not over steps."""
+        return {}
 
     def log_prob(self, hidden: Float[Array, "B T M D"], tokens: Tokens) -> Float[Array, "B T"]:
         """Returns the log-probability of whole actions on the filtered, renormalised distribution."""

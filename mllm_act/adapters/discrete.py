@@ -14,6 +14,7 @@ class Discrete(Adapter):
     """An adapter of the actions in ``names``."""
 
     discrete = True
+    normalizations = ("range",)  # an index is not normalised
 
     def __init__(self, statistics: Statistics, names: Sequence[str]) -> None:
         """Checks the names against the demonstrations.

@@ -14,7 +14,7 @@ from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.base import Extend, RunFacts, Vocabulary
 from mllm_act.adapters.token_filter import Keys
-from mllm_act.normalization import Statistics
+from mllm_act.normalization import NORMALIZATIONS, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Fast(ActionTokenAdapter):
 
     Config = FastAdapterConfig
     needs_tokenizer = True
+    normalizations = NORMALIZATIONS
 
     def __init__(
         self,
@@ -66,8 +67,8 @@ class Fast(ActionTokenAdapter):
         return self.tokenizer.encode(action)
 
     def from_codes(self, codes: Int[Array, "... M"]) -> Float[Array, "... HA"]:
-        """Returns the chunk that the codes stand for, clipped to the range of the demonstrations."""
-        return jnp.clip(self.tokenizer.decode(codes), -1, 1)
+        """Returns the normalised chunk that the codes stand for."""
+        return self.tokenizer.decode(codes)
 
     def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... K"]:
         """See ``Adapter.allowed``: codes that still fit into the chunk; after the end code only the end code."""
@@ -96,13 +97,27 @@ class Fast(ActionTokenAdapter):
         target = (tokens - self.first_token)[..., None]
         cross_entropy = -jnp.take_along_axis(log_probs, target, axis=-1)[..., 0]
         correct = log_probs.argmax(-1) == target[..., 0]
-        chosen = mask[..., None] & (self.tokenizer.room(target[..., 0])[..., :-1] > 0)
+        chosen = self._chosen(tokens, mask)
         count = jnp.maximum(chosen.sum(), 1)
         metrics = {
             "token_accuracy": (chosen & correct).sum() / count,
             "tokens": chosen.sum() / jnp.maximum(mask.sum(), 1),
         }
         return jnp.where(chosen, cross_entropy, 0).sum() / count, metrics
+
+    def counts(
+        self, tokens: Int[Array, "B T M"], mask: Bool[Array, "B T"]
+    ) -> dict[str, Int[Array, ""]]:
+        """See ``Adapter.counts``."""
+        tokens_that_count = self._chosen(tokens, mask).sum()
+        return {"loss": tokens_that_count, "token_accuracy": tokens_that_count}
+
+    def _chosen(
+        self, tokens: Int[Array, "B T M"], mask: Bool[Array, "B T"]
+    ) -> Bool[Array, "B T M"]:
+        """Returns which tokens the model has to choose: those up to and including the end token."""
+        room = self.tokenizer.room(tokens - self.first_token)[..., :-1]
+        return mask[..., None] & (room > 0)
 
     def sample(
         self,

@@ -58,8 +58,8 @@ class Regression(Adapter):
         return self.statistics.normalize_action(action)
 
     def decode(self, tokens: Float[Array, "... A"]) -> Float[Array, "... A"]:
-        """Returns the action in the environment's units, clipped to the range of the demonstrations."""
-        return self.statistics.unnormalize_action(jnp.clip(tokens, -1, 1))
+        """Returns the valid action nearest to the predicted one, in the environment's units."""
+        return self.statistics.unnormalize_action(tokens)
 
     def embed(self, tokens: Float[Array, "... A"]) -> Float[Array, "... 1 D"]:
         """Returns a linear embedding of the action; used where the history includes actions."""

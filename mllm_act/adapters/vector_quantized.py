@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, TokenizerConfig
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
 from mllm_act.adapters.base import RunFacts, Vocabulary
-from mllm_act.normalization import Statistics
+from mllm_act.normalization import NORMALIZATIONS, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +25,7 @@ class VectorQuantized(ActionTokenAdapter):
 
     Config = VectorQuantizedConfig
     needs_tokenizer = True
+    normalizations = NORMALIZATIONS
 
     def __init__(
         self,
@@ -61,5 +61,5 @@ class VectorQuantized(ActionTokenAdapter):
         return self.tokenizer.encode(action)
 
     def from_codes(self, codes: Int[Array, "... Q"]) -> Float[Array, "... A"]:
-        """Returns the action that the tokenizer decodes, clipped to the range of the demonstrations."""
-        return jnp.clip(self.tokenizer.decode(codes), -1, 1)
+        """Returns the normalised action that the tokenizer decodes."""
+        return self.tokenizer.decode(codes)

@@ -20,6 +20,7 @@ from mllm_act.bench import synthetic, trace
 from mllm_act.bench.train import add_model_flags
 from mllm_act.models.acting.prepare import for_acting
 from mllm_act.policy import Policy
+from mllm_act.ranges import check_flags
 
 
 def main(argv: list[str]) -> None:
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--trace", action="store_true", help="list the kernels by time")
     flags = parser.parse_args(argv)
+    check_flags(flags)
     flags.lora_targets, flags.remat = "q|k|v", ""
     print(json.dumps(measure(flags)))
 

@@ -20,6 +20,7 @@ from data_pipelines.reading.pipeline import TrainBatches, cores, options
 from data_pipelines.reading.rlds import IMAGE, Dataset, Split, open_dataset
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.files import user_path
+from mllm_act.ranges import check_flags
 
 
 def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--context", type=int, default=3, help="steps per window")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of measurements")
     flags = parser.parse_args(argv)
+    check_flags(flags)
 
     dataset = open_dataset(flags.data)
     split = dataset.split(flags.split)

@@ -34,8 +34,10 @@ ACTIONS = 4
 def statistics() -> Statistics:
     """Returns statistics of actions that fill [-1, 1]."""
     low, middle, high = (-1.0,) * ACTIONS, (0.0,) * ACTIONS, (1.0,) * ACTIONS
-    moments = Moments(mean=middle, std=high, min=low, max=high, q01=low, q99=high)
-    return Statistics(moments, moments, 1, 1, "train", "", ("none",), ("none",))
+    moments = Moments(
+        mean=middle, std=high, min=low, max=high, q01=low, q99=high, two_valued=(False,) * ACTIONS
+    )
+    return Statistics(moments, moments, 1, 1, 1, "train", "", ("none",), ("none",))
 
 
 def network_config(flags: Any) -> NetworkConfig:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from mllm_act.bench import flops, synthetic, trace
 from mllm_act.config import load_config
 from mllm_act.models.layers import unstack
+from mllm_act.ranges import check_flags
 from mllm_act.training import memory, optimizer
 from mllm_act.training.step import Recipe, update
 
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trace", action="store_true", help="list the kernels by time")
     flags = parser.parse_args(argv)
+    check_flags(flags)
     print(json.dumps(measure(flags)))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from mllm_act.checkpoints.checkpoint import check_arrays
+from mllm_act.checkpoints import digests
+from mllm_act.checkpoints.checkpoint import read_arrays, reason, steps
 from mllm_act.checkpoints.paths import LiteralPath
 from mllm_act.errors import UserError
 
@@ -23,15 +24,26 @@ def save_frozen(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
 
     Returns:
       The mark that the run's steps carry.
+
+    Raises:
+      UserError: if it cannot be written.
     """
     mark = secrets.token_hex(8)
     items = {"arrays": ocp.args.StandardSave(dict(arrays))} if arrays else {}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            _folder(workdir),
-            args=ocp.args.Composite(**items, meta=ocp.args.JsonSave({"mark": mark})),
-            force=True,
-        )
+    meta = ocp.args.JsonSave({"mark": mark})
+    folder = _folder(workdir)
+    try:
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), temporary_path_class=digests.DigestedPath
+        ) as checkpointer:
+            checkpointer.save(
+                LiteralPath(folder), args=ocp.args.Composite(**items, meta=meta), force=True
+            )
+    except Exception as error:  # what it raises where it cannot write is not documented
+        raise UserError(
+            f"{folder}: expected to write the frozen parameters, found {reason(error)}; free space or allow writing "
+            "there, then run the same command"
+        ) from error
     return mark
 
 
@@ -41,26 +53,57 @@ def load_frozen(
     """Reads a run's frozen arrays with the shapes, dtypes and shardings of ``like``.
 
     Raises:
-      UserError: if they are missing, belong to another run, or differ from ``like``.
+      UserError: if they are missing or damaged, belong to another run, or differ from ``like``.
     """
+    check_frozen(workdir, mark)
+    return read_frozen(workdir, like)
+
+
+def read_frozen(workdir: Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads a run's frozen arrays unverified; see ``load_frozen``."""
+    folder = _folder(workdir) / "arrays"
+    return read_arrays(folder, like) if like or folder.exists() else {}
+
+
+def check_frozen(workdir: Path, mark: str) -> None:
+    """Raises UserError if a run's frozen arrays are missing, damaged, or not those of the steps with this mark."""
     folder = _folder(workdir)
-    fix = "copy the run's whole folder, checkpoints/ and frozen/ together"
     if not (folder / "meta").exists():
-        raise UserError(f"{folder}: expected the frozen parameters of the run, found none; {fix}")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        wanted = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        own = checkpointer.restore(folder, args=wanted)["meta"]["mark"]
-        if own != mark:
-            raise UserError(
-                f"{folder}: expected the mark {mark!r} of the checkpoint beside it, found {own!r}, of another run; "
-                + fix
-            )
-        if not like and not (folder / "arrays").exists():
-            return {}
-        check_arrays(folder / "arrays", like)
-        arrays = ocp.args.Composite(arrays=ocp.args.StandardRestore(dict(like)))
-        return checkpointer.restore(folder, args=arrays)["arrays"]
+        raise UserError(
+            f"{folder}: expected the frozen parameters of the run, found none; copy the run's whole folder, "
+            "checkpoints/ and frozen/ together"
+        )
+    found = digests.problems(folder)
+    if found:
+        more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
+        raise UserError(
+            f"{found[0]}{more}; the steps in checkpoints/ are not concerned: restore {folder} from a copy of the run, "
+            "or train again"
+        )
+    own = digests.read_meta(folder).get("mark")
+    if own != mark:
+        raise UserError(
+            f"{folder}: expected the mark {mark!r} of the checkpoint beside it, found {own!r}, of another run; "
+            + _side(workdir, own)
+        )
 
 
-def _folder(workdir: Path) -> LiteralPath:
-    return LiteralPath(workdir.resolve() / "frozen")
+def _side(workdir: Path, mark: object) -> str:
+    """Returns what to do where a step and the frozen arrays have different marks."""
+    own = [s for s in steps(workdir) if _mark(workdir, s) == mark]
+    if own:
+        return (
+            f"the frozen arrays are those of step {max(own)}: move the steps of the other run away"
+        )
+    return "copy the run's whole folder, checkpoints/ and frozen/ together"
+
+
+def _mark(workdir: Path, step: int) -> object:
+    try:
+        return digests.read_meta(workdir / "checkpoints" / str(step)).get("frozen")
+    except UserError:
+        return None
+
+
+def _folder(workdir: Path) -> Path:
+    return workdir.resolve() / "frozen"

@@ -12,7 +12,7 @@ A step's last latent predicts its first token; each token predicts the next.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, no_type_check
 
 import jax.numpy as jnp
@@ -168,24 +168,42 @@ class MLLM(nnx.Module):
         def encode(
             image: UInt8[Array, "B T H W 3"], instruction: Float[Array, "B T C"] | None
         ) -> Float[Array, "B T L D"]:
-            features = self.vision(
-                image.reshape(-1, *image.shape[2:]),
-                dtype=jnp.dtype(self.config.dtype),
-                remat=self.config.remat,
-            )
-            flat = None if instruction is None else instruction.reshape(-1, instruction.shape[-1])
-            latents = self.bridge(features, flat, remat=self.config.remat)
-            return latents.reshape(*image.shape[:2], *latents.shape[1:])
+            return self._bridged(self._features(image), instruction)
 
-        cameras = [image for _, image in sorted(images.items())]
         if mask is None:
-            per_step = None
-            if instruction is not None:
-                per_step = jnp.repeat(instruction[:, None], cameras[0].shape[1], axis=1)
-            return jnp.concatenate([encode(image, per_step) for image in cameras], axis=2)
+            return self.bridged(self.features(images), instruction)
+        cameras = [image for _, image in sorted(images.items())]
         return jnp.concatenate(
             [skip_padding(encode, image, instruction, mask, shards) for image in cameras], axis=2
         )
+
+    def features(self, images: Images) -> list[Float[Array, "B T N F"]]:
+        """Encodes the images of each camera, in the order of their names, without the bridge."""
+        return [self._features(image) for _, image in sorted(images.items())]
+
+    def bridged(
+        self,
+        features: Sequence[Float[Array, "B T N F"]],
+        instruction: Float[Array, "B C"] | None = None,
+    ) -> Float[Array, "B T L D"]:
+        """Makes the latents of ``features``; see ``latents``."""
+        per_step = None
+        if instruction is not None:
+            per_step = jnp.repeat(instruction[:, None], features[0].shape[1], axis=1)
+        return jnp.concatenate([self._bridged(x, per_step) for x in features], axis=2)
+
+    def _features(self, image: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T N F"]:
+        flat, dtype = image.reshape(-1, *image.shape[2:]), jnp.dtype(self.config.dtype)
+        features = self.vision(flat, dtype=dtype, remat=self.config.remat)
+        return features.reshape(*image.shape[:2], *features.shape[1:])
+
+    def _bridged(
+        self, features: Float[Array, "B T N F"], instruction: Float[Array, "B T C"] | None
+    ) -> Float[Array, "B T L D"]:
+        flat = None if instruction is None else instruction.reshape(-1, instruction.shape[-1])
+        each = features.reshape(-1, *features.shape[2:])
+        latents = self.bridge(each, flat, remat=self.config.remat)
+        return latents.reshape(*features.shape[:2], *latents.shape[1:])
 
     def _sequence(
         self,

@@ -9,11 +9,13 @@ import jax
 from flax import nnx
 
 from mllm_act import parameters
-from mllm_act.checkpoints.checkpoint import Checkpointer, find
-from mllm_act.checkpoints.frozen import load_frozen
+from mllm_act.checkpoints.checkpoint import check_digests, find, parsing, read_arrays, read_meta
+from mllm_act.checkpoints.digests import while_checking, writer
+from mllm_act.checkpoints.frozen import check_frozen, read_frozen
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from mllm_act.policy.network import FORMAT, NetworkConfig, PolicyNetwork, build_network
+from mllm_act.policy.prompt import Prompt
 
 NEEDED = ("network", "statistics", "prompt", "frozen")  # keys of the checkpoint's JSON
 
@@ -53,39 +55,44 @@ def load_network(path: Path, device: jax.Device) -> SavedNetwork:
       UserError: if there is no whole checkpoint of a policy, or another version wrote it.
     """
     workdir, step = find(path)
-    with Checkpointer(workdir) as checkpoints:
-        meta = checkpoints.meta(step)
-        where = f"{workdir}/checkpoints/{step}"
-        missing = [key for key in NEEDED if key not in meta]
-        if missing:
-            raise UserError(
-                f"{where}: expected a policy's checkpoint with {', '.join(NEEDED)}, found no {', '.join(missing)} in "
-                "it; if it is a tokenizer's folder, train a policy with python -m mllm_act.train"
-            )
+    meta = read_meta(workdir, step)
+    where = f"{workdir}/checkpoints/{step}"
+    missing = [key for key in NEEDED if key not in meta]
+    if missing:
+        raise UserError(
+            f"{where}: expected a policy's checkpoint with {', '.join(NEEDED)}, found no {', '.join(missing)} in "
+            "it; if it is a tokenizer's folder, train a policy with python -m mllm_act.train"
+        )
+    with parsing(meta, where):
         check_format(meta, where)
         config = NetworkConfig.from_dict(meta["network"])
-        sharding = jax.sharding.SingleDeviceSharding(device)
-        trained, fixed = (
-            _on(parameters.flatten(part), sharding)
-            for part in parameters.split(_abstract(config, meta), config.trained)[1:]
-        )
-        arrays = dict(checkpoints.restore(step, {"trained": trained})["trained"])
-        arrays |= load_frozen(workdir, fixed, meta["frozen"])
+
+    def check() -> None:
+        check_digests(workdir, step, ["trained"])
+        check_frozen(workdir, meta["frozen"])
+
+    def shapes() -> list[dict[str, jax.ShapeDtypeStruct]]:
+        with parsing(meta, where):
+            for name in config.embodiments:
+                Prompt(**meta["prompt"][name]).encode("")
+            _, *parts = parameters.split(_abstract(config, meta), config.trained)
+            sharding = jax.sharding.SingleDeviceSharding(device)
+            return [_on(parameters.flatten(part), sharding) for part in parts]
+
+    trained, frozen = while_checking(check, shapes)
+    arrays = read_arrays(workdir / "checkpoints" / str(step) / "trained", trained)
+    arrays |= read_frozen(workdir, frozen)
     return SavedNetwork(workdir, step, meta, config, arrays)
 
 
 def check_format(meta: Mapping[str, Any], where: str) -> None:
     """Raises UserError if another version of mllm_act wrote a checkpoint; it names that version."""
     written = meta["network"].get("format", 1)
-    if written == FORMAT:
-        return
-    provenance = meta.get("provenance", {})
-    version, commit = provenance.get("mllm_act", "0.1.0"), provenance.get("git_commit")
-    at = f" (git checkout {commit})" if commit else ""
-    raise UserError(
-        f"{where}: expected a checkpoint of format {FORMAT}, found format {written}, written by mllm_act {version}; "
-        f"use that version{at}, or train again"
-    )
+    if written != FORMAT:
+        raise UserError(
+            f"{where}: expected a checkpoint of format {FORMAT}, found format {written}, written by "
+            f"{writer(meta)}; use that version, or train again"
+        )
 
 
 def _abstract(config: NetworkConfig, meta: Mapping[str, Any]) -> PolicyNetwork:

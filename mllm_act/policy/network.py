@@ -24,7 +24,8 @@ from mllm_act.models.mllm import MLLM, MLLMConfig, Reading
 from mllm_act.models.presets import PRESETS, Rules
 from mllm_act.normalization import Statistics
 
-FORMAT = 2  # of NetworkConfig's JSON; 1 was that of mllm_act 0.1.0
+FORMAT = 3  # of a checkpoint's JSON; 1 was that of mllm_act 0.1.0, 2 had no normalisation
+NOISE = 2**32 - 1  # the key of a bridge's noise is this part of an update's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,8 @@ class PolicyNetwork(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T L D"]:
         """Encodes the images; the other arguments as in ``loss``."""
-        key = None if key is None else jax.random.fold_in(key, 1)  # not the key of dropout
+        # Dropout's keys are split(key, layers), which equal fold_in(key, layer): no layer has this number.
+        key = None if key is None else jax.random.fold_in(key, NOISE)
         instruction = self.mllm.instruction(observation.prompt, observation.prompt_mask, key)
         if skip_padding is None:
             return self.mllm.latents(observation.images, instruction)

@@ -7,6 +7,9 @@
 Past images are kept as latents and are not encoded again; instructions are read when they change. Where a decision
 holds several actions (a chunk), they are executed one after another and the language model runs once per chunk. With
 temporal ensembling it runs at every step, and the actions that overlapping chunks give for the present are averaged.
+
+Where an instruction changes inside an episode, the past is seen as if the new one had been given from the start:
+latents that depend on it are made again, and what is left of a chunk is dropped.
 """
 
 import dataclasses
@@ -45,6 +48,9 @@ class Steps:
     """What the policy remembers of each of B episodes: at most T steps, the existing ones first."""
 
     latents: Float[Array, "B T L D"]
+    features: list[
+        Float[Array, "B T N F"]
+    ]  # of each camera, where latents depend on the instruction; else none
     tokens: Array  # action tokens, [B, T, ...]
     count: Int[Array, " B"]  # how many steps are remembered
     plan: chunks.Plan  # actions decided on and not yet executed
@@ -100,12 +106,14 @@ class Policy:
         self._constants = {i: np.asarray(x) for i, x in enumerate(leaves) if x.nbytes <= SMALL}
         self._parameters = [x for i, x in enumerate(leaves) if i not in self._constants]
         adapter, model = network.adapters[name], network.mllm.config
+        self._reads_instruction = network.mllm.bridge.reader is not None
         self._cameras, self._proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
         self._longest = longest_prompt(model, embodiment, adapter.tokens_per_action)
         self._prompts: dict[str, list[int]] = {}
         # The steps are updated in place: arrays keep their addresses, and a GPU can replay its recorded launches.
         self._step = jax.jit(self._compute, donate_argnames="steps")
         self._read = jax.jit(lambda parameters, *ids: self._network(parameters).mllm.read(*ids))
+        self._look_again = jax.jit(self._latents_again, donate_argnames="steps")
 
     @classmethod
     def load(
@@ -139,7 +147,11 @@ class Policy:
         chunk = self.embodiment.chunk
         actions = len(adapter.statistics.action.min) // chunk
         plan = chunks.start(batch, chunk, actions, self._ensembling is not None)
-        steps = Steps(latents, tokens, jnp.zeros(batch, jnp.int32), plan)
+        features = []
+        if self._reads_instruction:
+            shape = (batch, self.context, config.vision.patches, config.vision.width)
+            features = [jnp.zeros(shape, config.dtype) for _ in self._cameras]
+        steps = Steps(latents, features, tokens, jnp.zeros(batch, jnp.int32), plan)
         # On the parameters' device, as what ``act`` returns; otherwise the second step would be compiled again.
         return Memory(jax.device_put(steps, self._parameters[0].sharding))
 
@@ -179,12 +191,14 @@ class Policy:
                     f"key: expected one, or one for each of {len(first)} episodes, found {list(key.shape)}"
                 )
         images = {camera: images[camera] for camera in self._cameras}
-        reading, texts = memory.reading, tuple(instructions)
+        reading, steps, texts = memory.reading, memory.steps, tuple(instructions)
         if texts != memory.instructions:
             reading = self._read(self._parameters, *self._prompt_tokens(texts))
-        action, steps = self._step(
-            self._parameters, reading, images, proprio, first, memory.steps, key
-        )
+            before = memory.instructions or texts
+            changed = np.array([a != b for a, b in zip(before, texts, strict=True)])
+            if (changed & ~first).any():
+                steps = self._look_again(self._parameters, reading, changed, steps)
+        action, steps = self._step(self._parameters, reading, images, proprio, first, steps, key)
         return np.asarray(action), Memory(steps, texts, reading)
 
     @no_type_check
@@ -258,8 +272,8 @@ class Policy:
         key: Keys | None,
     ) -> tuple[Float[Array, "B A"], Steps]:
         network = self._network(parameters)
-        now = {camera: image[:, None] for camera, image in images.items()}
-        newest = network.mllm.latents(now, reading.instruction)[:, 0]
+        seen = network.mllm.features({camera: image[:, None] for camera, image in images.items()})
+        newest = network.mllm.bridged(seen, reading.instruction)
         count = jnp.where(first, 0, steps.count)
         full = count == self.context
         position = jnp.where(full, self.context - 1, count)
@@ -269,7 +283,12 @@ class Policy:
             return jnp.where(is_full, jnp.roll(kept, -1, axis=1), kept)
 
         rows = jnp.arange(len(first))
-        latents = shift(steps.latents).at[rows, position].set(newest)
+
+        def keep(kept: Array, new: Array) -> Array:
+            return shift(kept).at[rows, position].set(new[:, 0])
+
+        latents = keep(steps.latents, newest)
+        features = [keep(*pair) for pair in zip(steps.features, seen, strict=False)]
         past = shift(steps.tokens)
         step_mask = jnp.arange(self.context) <= position[:, None]
         plan = chunks.forget(steps.plan, first)
@@ -286,7 +305,20 @@ class Policy:
         every_step = self.embodiment.chunk == 1 or self._ensembling is not None
         tokens, chunk = decide() if every_step else jax.lax.cond(due.any(), decide, wait)
         action, plan = chunks.take(chunks.push(plan, chunk, due), self._ensembling)
-        return action, Steps(latents, past.at[rows, position].set(tokens), position + 1, plan)
+        if self._ensembling is not None and self.embodiment.chunk > 1:  # a mean need not be valid
+            action = network.adapters[self.name].statistics.valid_action(action)
+        past = past.at[rows, position].set(tokens)
+        return action, Steps(latents, features, past, position + 1, plan)
+
+    def _latents_again(
+        self, parameters: list[Array], reading: Reading, changed: Bool[Array, " B"], steps: Steps
+    ) -> Steps:
+        """Returns what is remembered of the episodes whose instruction changed as under the new instruction."""
+        latents = steps.latents
+        if self._reads_instruction:
+            new = self._network(parameters).mllm.bridged(steps.features, reading.instruction)
+            latents = jnp.where(changed[:, None, None, None], new, latents)
+        return dataclasses.replace(steps, latents=latents, plan=chunks.forget(steps.plan, changed))
 
 
 def _choose(config: NetworkConfig, embodiment: str | None, workdir: Path) -> str:

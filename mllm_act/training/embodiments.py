@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections.config_dict import ConfigDict
 
 from data_pipelines.reading import mixture, rlds
 from data_pipelines.reading.pipeline import EvalBatches, TrainBatches
 from data_pipelines.reading.statistics import dataset_statistics
+from mllm_act import normalization
 from mllm_act.action_tokenizer.checkpoint import LoadedTokenizer, load_tokenizer, tokenizer_arrays
 from mllm_act.adapters import ADAPTERS, adapter_class
 from mllm_act.adapters.base import Adapter, RunFacts
@@ -29,7 +31,9 @@ from mllm_act.policy.network import EmbodimentConfig, build_adapter, longest_pro
 from mllm_act.policy.prompt import Prompt, check_ids, fill, pad
 
 # Keys of a config that belong to its embodiment, besides ``data.directory`` and ``data.context``.
-KEYS = ("adapter", "chunk", "tokenizer", "actions", "prompt_template", "prompt_tokens")
+KEYS = (
+    "adapter", "chunk", "tokenizer", "normalization", "actions", "prompt_template", "prompt_tokens",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Source:
     def windows(self) -> float:
         """The windows of an epoch: the mean over the random offsets at which episodes are cut."""
         context, statistics = self.config.data.context, self.statistics
-        return (statistics.num_steps + statistics.num_episodes * (context - 1)) / context
+        return (statistics.num_steps + statistics.num_segments * (context - 1)) / context
 
     @property
     def mostly_padding(self) -> bool:
@@ -73,7 +77,8 @@ class Embodiment:
     Attributes:
       name: of its environment.
       source: what the config names, opened.
-      share: its windows in every batch, over all processes.
+      share: its windows in every batch, over all processes; the same on any mesh.
+      rows: ``share`` and the padding after it, so that the devices split a batch into equal parts.
       config: its part of the network's config.
       adapter: its adapter, abstract: sizes without parameters.
       prompt: turns its instructions into tokens.
@@ -82,28 +87,34 @@ class Embodiment:
     name: str
     source: Source
     share: int
+    rows: int
     config: EmbodimentConfig
     adapter: Adapter
     prompt: Prompt
 
     def train_batches(self, seed: int, shuffle_megabytes: int) -> TrainBatches:
         """Returns this process's share of the training batches, without end."""
+        processes = jax.process_count()
+        first, end = (self.share * (jax.process_index() + i) // processes for i in (0, 1))
         return TrainBatches(
             self.source.dataset,
             "train",
+            batch_size=end - first,
             seed=seed,
             shuffle_megabytes=shuffle_megabytes,
-            **self._batches,
+            **self._windows,
         )
 
     def validation_batches(self, windows: int) -> EvalBatches:
         """Returns this process's share of the held-out windows, the same in every pass."""
-        return EvalBatches(self.source.dataset, "val", windows=windows, **self._batches)
+        rows = self.rows // jax.process_count()
+        return EvalBatches(
+            self.source.dataset, "val", batch_size=rows, windows=windows, **self._windows
+        )
 
     @property
-    def _batches(self) -> dict[str, int]:
+    def _windows(self) -> dict[str, int]:
         return {
-            "batch_size": self.share // jax.process_count(),
             "context": self.config.context,
             "chunk": self.config.chunk,
             "process_index": jax.process_index(),
@@ -111,7 +122,9 @@ class Embodiment:
         }
 
     def to_batch(self, arrays: Mapping[str, Any]) -> Batch:
-        """Turns what the pipeline reads into a ``Batch`` of numpy arrays."""
+        """Turns what the pipeline reads into a ``Batch`` of numpy arrays, with this process's part of ``rows`` rows."""
+        missing = self.rows // jax.process_count() - len(arrays["mask"])
+        arrays = jax.tree.map(lambda x: _pad(x, missing), dict(arrays))
         texts = [text.decode() for text in arrays["instruction"]]
         encoded = [self._known_prompts.get(text) or self.prompt.encode(text) for text in texts]
         ids, exists = pad(encoded, self.prompt.length)
@@ -179,7 +192,15 @@ def make_embodiments(
       UserError: if an adapter or a prompt does not fit the model, or the batch cannot be shared out.
     """
     weights = {name: source.weight for name, source in sources.items()}
-    shares = mixture.shares(weights, batch_size, math.lcm(shards, jax.process_count()))
+    shares = mixture.shares(weights, batch_size)
+    processes = jax.process_count()
+    if min(shares.values()) < processes:
+        name = min(shares, key=lambda name: shares[name])
+        raise UserError(
+            f"config.data.batch_size: expected at least one window of {name} for each of {processes} processes, found "
+            f"{shares[name]} of {batch_size} windows; raise the batch size, or its weight"
+        )
+    multiple = math.lcm(shards, processes)
     embodiments = {}
     for name, source in sources.items():
         config = _embodiment_config(source, text_tokenizer)
@@ -190,8 +211,17 @@ def make_embodiments(
             )
         )
         prompt = _prompt(source, config, model, adapter, text_tokenizer)
-        embodiments[name] = Embodiment(name, source, shares[name], config, adapter, prompt)
+        rows = multiple * -(-shares[name] // multiple)
+        embodiments[name] = Embodiment(name, source, shares[name], rows, config, adapter, prompt)
     return embodiments
+
+
+def _pad(x: np.ndarray, missing: int) -> np.ndarray:
+    """Appends ``missing`` rows of zeros, or of empty text."""
+    if not missing:
+        return x
+    empty = np.full((missing, *x.shape[1:]), b"" if x.dtype == object else 0, x.dtype)
+    return np.concatenate([x, empty])
 
 
 def texts(sources: Iterable[Source]) -> list[str]:
@@ -224,6 +254,10 @@ def _open(key: str, config: ConfigDict, weight: float) -> Source:
         _check_tokenizer(key, config, tokenizer, dataset)
         # Codes keep the meaning they had in stage one: its normalisation of actions is used.
         statistics = dataclasses.replace(statistics, action=tokenizer.statistics.action)
+    statistics = dataclasses.replace(statistics, normalization=normalization.choose(
+        key, config.normalization, config.adapter.name, adapter.normalizations,
+        None if tokenizer is None else tokenizer.statistics.normalization,
+    ))  # fmt: skip
     return Source(key, config, weight, dataset, statistics, tokenizer, actions)
 
 

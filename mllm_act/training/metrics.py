@@ -26,10 +26,17 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = _lines_up_to(self.path, first_step)
+        self._kept = [json.loads(line) for line in kept]
         with whole_file(self.path) as partial:
             partial.write_text("".join(kept))
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Returns whether the file had a line of a step, with names that begin so, when it was opened."""
+        return any(
+            line["step"] == step and any(n.startswith(prefix) for n in line) for line in self._kept
+        )
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes scalars, arrays or numbers, as one line ``{"step": step, name: value, ...}``.

@@ -6,9 +6,10 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act import parameters
 
-# The paper does not say what decays. Here matrices do, as is common.
+# The paper does not say what decays. Here matrices do, as is common: not biases, scales (of norms, and DINOv2's layer
+# scales), embeddings and learned inputs. Only the end of a path decides: it begins with names that users choose.
 DECAYED: tuple[tuple[str, bool], ...] = (
-    (r"(bias|scale|norm\w*|position|latents|class_token|embedding)(/|$)", False),
+    (r"(^|/)(bias|scale\d*|position|class_token|latents|queries|embedding(/kernel)?)$", False),
     (r".", True),
 )
 

@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections.config_dict import ConfigDict
 
-from data_pipelines.reading.mixture import MixedBatches
-from mllm_act import parameters
+from data_pipelines.reading.mixture import MixedBatches, fractions
+from mllm_act import normalization, parameters
 from mllm_act.adapters import adapter_class, adapter_settings
-from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
+from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, parsing, provenance
 from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
 from mllm_act.errors import UserError
@@ -116,6 +116,10 @@ def set_up(config: ConfigDict) -> Run:
             f"{config.data.batch_size}"
         )
     sources = embodiments.open_sources(config)
+    for name, source in sources.items():
+        if not source.actions:
+            names = source.dataset.metadata["action_names"]
+            print(normalization.table(source.key, name, names, source.statistics))
     pretrained = Path(config.pretrained) if config.pretrained else None
     if preset.text_tokenizer == "pretrained" and pretrained is not None:
         text_tokenizer = pretrained_text_tokenizer(pretrained)
@@ -133,6 +137,7 @@ def set_up(config: ConfigDict) -> Run:
         config.preset, model, preset.trained, {name: robot.config for name, robot in robots.items()}
     )
     statistics = {name: source.statistics for name, source in sources.items()}
+    weights = {name: source.weight for name, source in sources.items()}
     network = nnx.eval_shape(_maker(network_config, statistics, config.seed))
     graph, trained, frozen = parameters.split(network, preset.trained)
     print("Parameters:\n" + parameters.table(trained, frozen))
@@ -143,7 +148,7 @@ def set_up(config: ConfigDict) -> Run:
         graph=graph,
         optimizer=tx,
         key=jax.random.key(config.seed),
-        shares={name: robot.share / batch_size for name, robot in robots.items()},
+        shares={name: float(part) for name, part in fractions(weights).items()},
         skip_padding={
             name: shards if source.mostly_padding else None for name, source in sources.items()
         },
@@ -180,8 +185,9 @@ def start_or_resume(
         meta["frozen"] = save_frozen(workdir, parameters.flatten(frozen))
     else:
         saved = checkpoints.meta(step)
-        state, frozen = _resume(run, checkpoints, step, saved, meta, workdir)
-        batches.restore(saved["iterator"])
+        with parsing(saved, f"{workdir}/checkpoints/{step}"):
+            state, frozen = _resume(run, checkpoints, step, saved, meta, workdir)
+            batches.restore(saved["iterator"])
         meta["frozen"] = saved["frozen"]
         print(f"Resuming from step {step} of {run.steps} in {workdir}")
     if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
@@ -250,7 +256,7 @@ def _check_memory(run: Run, shards: int) -> None:
             model,
             run.state["trained"],
             run.frozen,
-            embodiment.share // shards,
+            embodiment.rows // shards,
             len(embodiment.config.cameras),
             embodiment.config.context,
             embodiment.prompt.length,

@@ -10,13 +10,12 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
+from mllm_act.adapters.base import Adapter
 from mllm_act.batch import Batch
 from mllm_act.policy.network import PolicyNetwork
 
 State = dict[str, Any]  # "trained" (nnx.State) and "optimizer" (optax.OptState)
-Scores = tuple[
-    dict[str, jax.Array], jax.Array
-]  # means by name, and the number of items they are over
+Scores = dict[str, tuple[jax.Array, jax.Array]]  # means by name, each with its number of items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +85,21 @@ def update(
 
 def validate(
     recipe: Recipe, trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
-) -> tuple[Scores, Scores]:
-    """Returns the loss and metrics over the steps of a batch, and the action error over its windows."""
+) -> Scores:
+    """Returns the loss and metrics of a batch, over steps or what the adapter counts, and the action error."""
     network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
+    adapter, mask = network.adapters[name], batch.observation.mask
     loss, metrics = network.loss(name, batch, skip_padding=recipe.skip_padding[name])
-    steps = batch.observation.mask.sum()
-    return ({"loss": loss, **metrics}, steps), _action_error(recipe, network, name, batch)
+    scores = weighted(adapter, {"loss": loss, **metrics}, adapter.encode(batch.action), mask)
+    return scores | _action_error(recipe, network, name, batch)
+
+
+def weighted(
+    adapter: Adapter, means: Mapping[str, jax.Array], tokens: jax.Array, mask: jax.Array
+) -> Scores:
+    """Returns an adapter's loss and metrics, each with the number of items that it is the mean of."""
+    counts, steps = adapter.counts(tokens, mask), mask.sum()
+    return {name: (mean, counts.get(name, steps)) for name, mean in means.items()}
 
 
 def _action_error(recipe: Recipe, network: PolicyNetwork, name: str, batch: Batch) -> Scores:
@@ -99,7 +107,7 @@ def _action_error(recipe: Recipe, network: PolicyNetwork, name: str, batch: Batc
 
     Returns:
       The mean absolute error in physical units over all actions of a chunk, or for discrete actions the share that
-      differs from the expert's; and the number of windows.
+      differs from the expert's, over windows.
     """
     observation, adapter = batch.observation, network.adapters[name]
     latents = network.latents(observation, recipe.skip_padding[name])
@@ -118,19 +126,24 @@ def _action_error(recipe: Recipe, network: PolicyNetwork, name: str, batch: Batc
     count = jnp.maximum(exists.sum(), 1)
     if adapter.discrete:
         wrong = jnp.where(exists, (decoded != expert).any(-1), False)
-        return {"wrong_actions": wrong.sum() / count}, exists.sum()
+        return {"wrong_actions": (wrong.sum() / count, exists.sum())}
     units = recipe.action_units[name]
     error = jnp.abs(decoded - expert).reshape(len(rows), -1, len(units)).mean(1)
     error = jnp.where(exists[:, None], error, 0).sum(0) / count
     error = error * jnp.array([scale for _, _, scale in units])
-    errors = {f"error_{dim}_{unit}": error[i] for i, (dim, unit, _) in enumerate(units)}
-    return errors, exists.sum()
+    return {
+        f"error_{dim}_{unit}": (error[i], exists.sum()) for i, (dim, unit, _) in enumerate(units)
+    }
 
 
 def average(scores: Sequence[Scores]) -> dict[str, float]:
-    """Averages scores, weighted by the number of items they are over."""
-    total = sum(float(weight) for _, weight in scores)
-    return {
-        name: sum(float(values[name]) * float(weight) for values, weight in scores) / total
-        for name in scores[0][0]
-    }
+    """Averages the scores of batches, weighted by their numbers of items: batches of any size give the same.
+
+    The loss comes first.
+    """
+    averages = {}
+    for name in sorted(scores[0], key=lambda name: name != "loss"):
+        parts = [(float(mean), float(count)) for mean, count in (part[name] for part in scores)]
+        total = sum(count for _, count in parts)
+        averages[name] = sum(mean * count for mean, count in parts) / total
+    return averages

@@ -1,6 +1,7 @@
 """Reads weights in Hugging Face's layout: a folder with config.json and safetensors shards, local or on the hub."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder / INDEX}: expected names of files in its folder, found {', '.join(outside)[:200]}; "
             "download the folder again"
         )
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    missing = [shard for shard in shards if not os.path.isfile(folder / shard)]
     if missing:
         raise UserError(
             f"{folder}: expected the {len(shards)} shards that {INDEX} names, found {', '.join(missing)} missing; "

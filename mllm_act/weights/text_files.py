@@ -78,7 +78,8 @@ def read_tokenizer(path: Path) -> str:
         replacements in a row can turn one letter into gigabytes.
     """
     values = read_json(path)
-    growth = max(_growth(values.get("normalizer")), _growth(values.get("decoder")))
+    with parsing(path, "a tokenizer.json"):
+        growth = max(_growth(values.get("normalizer")), _growth(values.get("decoder")))
     if growth > _GROWTH:
         raise UserError(
             f"{path}: expected a normalizer under which a text grows at most {_GROWTH:g} times, found one of "

@@ -13,8 +13,8 @@ from mllm_act.normalization import Moments, Statistics
 
 def statistics(bound: float = 1.0) -> Statistics:
     four = {name: (0.0,) * 4 for name in ("mean", "std", "q01", "q99")}
-    moments = Moments(**four, min=(-bound,) * 4, max=(bound,) * 4)
-    return Statistics(moments, moments, 1, 1, "train", "0", ("reach-v3",), ("reach",))
+    moments = Moments(**four, min=(-bound,) * 4, max=(bound,) * 4, two_valued=(False,) * 4)
+    return Statistics(moments, moments, 1, 1, 1, "train", "0", ("reach-v3",), ("reach",))
 
 
 @pytest.fixture(scope="module")

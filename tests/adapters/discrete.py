@@ -15,7 +15,8 @@ V, D = 12, 6  # vocabulary, width
 
 def moments(low: tuple[float, ...], high: tuple[float, ...]) -> Moments:
     zeros, ones = (0.0,) * len(low), (1.0,) * len(low)
-    return Moments(mean=zeros, std=ones, min=low, max=high, q01=low, q99=high)
+    two_valued = (False,) * len(low)
+    return Moments(zeros, ones, min=low, max=high, q01=low, q99=high, two_valued=two_valued)
 
 
 def statistics(low: float = 0.0, high: float = 0.0) -> Statistics:
@@ -25,6 +26,7 @@ def statistics(low: float = 0.0, high: float = 0.0) -> Statistics:
         proprio=moments((), ()),
         num_steps=1,
         num_episodes=1,
+        num_segments=1,
         split="train",
         fingerprint="",
         tasks=("go to",),

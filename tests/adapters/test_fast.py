@@ -29,6 +29,7 @@ STATISTICS = Statistics(
     proprio=moments((), ()),
     num_steps=1,
     num_episodes=1,
+    num_segments=1,
     split="train",
     fingerprint="",
     tasks=("reach",),

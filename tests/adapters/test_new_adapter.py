@@ -48,7 +48,7 @@ class Levels(ActionTokenAdapter):
 
 
 def test_a_new_adapter_trains_is_saved_loads_and_acts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(ADAPTERS, "levels", Levels)
     root = Path(__file__).parents[2]
@@ -59,6 +59,7 @@ def test_a_new_adapter_trains_is_saved_loads_and_acts(
         "data.batch_size": 2, "steps": 2, "validation_windows": 2,
     })  # fmt: skip
     train.main(config, tmp_path / "run")
+    assert "Actions of tiny: 4 dimensions, normalised by range\n" in capsys.readouterr().out
 
     policy = Policy.load(tmp_path / "run")
     assert policy.embodiment.adapter_config == LevelsConfig(levels=5)

@@ -1,7 +1,6 @@
 """The filter: whatever the valid sequences and the logits, what comes out is valid and the probabilities are right."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from mllm_act.adapters.token_filter import Trie, choose, filtered_log_softmax
 from tests.adapters.discrete import D, V, extend, language, rows, teacher_forced
-from tests.models.tiny import FAST
 
 END = V - 1
 # Of unequal length, one the beginning of another or not, with the end's token inside or not.
@@ -59,7 +57,7 @@ def test_whatever_the_trie_and_the_logits_only_listed_actions_come_out(
     adapter = language(sequences, END)
     key = jax.random.key(seed)
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def act(embedding: jax.Array, head: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         lent, hidden = adapter.with_rows(embedding, head), jax.random.normal(key, (5, D))
         both = [lent.sample(hidden, jnp.zeros((5, 0)), extend, hidden, k) for k in (None, key)]
@@ -83,7 +81,7 @@ def test_probabilities_of_all_actions_sum_to_one_along_the_paths_of_the_trie(
     every = list(itertools.product([0, 3, 4, 7, END, 1], repeat=len(whole[0])))  # 1 is in none
     first = jax.random.normal(jax.random.key(seed), (D,))
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def score(embedding: jax.Array, head: jax.Array, tokens: jax.Array) -> tuple[jax.Array, ...]:
         lent = adapter.with_rows(embedding, head)
         hidden = teacher_forced(first, lent.embed(tokens))

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from types import ModuleType
 
 import jax
 import pytest
 from flax import nnx
 
-from mllm_act.bench import act, flops, synthetic, train
+from mllm_act.bench import act, data, flops, synthetic, train
+from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.bridge.bridge import part_config
 from mllm_act.models.mllm import MLLM
@@ -26,6 +29,22 @@ def test_acting_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> N
     act.main(SMALL)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < result["ms_min"] <= result["ms"] <= result["ms_max"]
+
+
+@pytest.mark.parametrize(
+    ("bench", "flag"),
+    [
+        (train, "--batch_size=0"), (train, "--context=0"), (train, "--steps=0"), (train, "--tokens=-1"),
+        (train, "--episode=0"), (act, "--prompt_tokens=0"), (act, "--steps=0"), (data, "--repeats=0"),
+    ],
+)  # fmt: skip
+def test_flags_out_of_range_are_refused_by_name(
+    bench: ModuleType, flag: str, tmp_path: Path
+) -> None:
+    required = [f"--data={tmp_path / 'none'}"] if bench is data else []
+    name, value = flag.split("=")
+    with pytest.raises(UserError, match=f"^{name}: expected at least 1 .*, found {value}$"):
+        bench.main([*required, flag])
 
 
 @pytest.mark.parametrize(

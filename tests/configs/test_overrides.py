@@ -1,22 +1,23 @@
 """Every key of every config file and variant: printed by --help, overridden on the command line, in its range."""
 
 import itertools
+import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from absl import flags
 from ml_collections.config_dict import ConfigDict
 from ml_collections.config_flags import config_path
 
+from mllm_act import train_tokenizer
 from mllm_act.adapters import ADAPTERS
-from mllm_act.config import leaves, load_config, run_with_config, shipped_configs
+from mllm_act.config import leaves, load_config, shipped_configs
 from mllm_act.errors import UserError
 from mllm_act.ranges import RANGES, check_ranges
 from mllm_act.training.setup import set_up
+from tests.command_line import start
 
 MIXTURE = "configs/policy/mixture.py:metaworld=rvq,babyai=semlang"
 TOKENIZER = "configs/tokenizer/metaworld.py"
@@ -40,16 +41,9 @@ def variants() -> Iterator[str]:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ConfigDict | None:
     """Runs a program that does nothing under a command line; returns the config that it was called with."""
-    for name in list(flags.FLAGS):  # of an earlier run in this process
-        if name == "workdir" or name.partition(".")[0] == "config":
-            delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
     calls: list[ConfigDict] = []
-    monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    try:
-        run_with_config(lambda config, _: calls.append(config), "configs/policy/metaworld.py:rvq")
-    except SystemExit as error:
-        assert error.code in (None, 0, 1)
+    default = "configs/policy/metaworld.py:rvq"
+    assert start(monkeypatch, lambda config, _: calls.append(config), default, *arguments) in (0, 1)
     return calls[0] if calls else None
 
 
@@ -163,9 +157,10 @@ OUTSIDE = {
     "steps": (-1, 2**31),
     "epochs": (0.0, -1.0, float("nan"), float("inf")),
     "prompt_tokens": (0,),
-    "chunk": (0, -1),
+    "chunk": (0, -1, 10**6),
+    "normalization": ("log", "Range"),
     "data.context": (0,),
-    "data.batch_size": (0, -4),
+    "data.batch_size": (0, -4, 2**31 - 1),
     "data.shuffle_megabytes": (0, -1),
     "log_every": (0, -2),
     "validate_every": (0,),
@@ -185,11 +180,11 @@ OUTSIDE = {
     "validation_actions": (0,),
     "tokenizer.chunk": (0,),
     "tokenizer.quantizers": (0,),
-    "tokenizer.codes": (0, 1),
-    "tokenizer.width": (0,),
-    "tokenizer.hidden": (0,),
-    "tokenizer.layers": (0,),
-    "tokenizer.vocabulary": (0,),
+    "tokenizer.codes": (0, 1, 10**9),
+    "tokenizer.width": (0, -8, 10**9),
+    "tokenizer.hidden": (0, 10**9),
+    "tokenizer.layers": (0, 10**7),
+    "tokenizer.vocabulary": (0, 10**9),
     "tokenizer.scale": (0.0, float("nan")),
     "quantizer.decay": (1.0, -0.1),
     "quantizer.commitment": (-1.0,),
@@ -199,7 +194,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, v) for key in OUTSIDE for v in OUTSIDE[key]])
-def test_a_number_outside_its_range(key: str, value: int | float) -> None:
+def test_a_value_outside_its_range(key: str, value: int | float | str) -> None:
     tried = 0
     for variant in (
         "configs/policy/metaworld.py:uniform",
@@ -214,6 +209,26 @@ def test_a_number_outside_its_range(key: str, value: int | float) -> None:
             with pytest.raises(UserError, match=rf"^config\.{re.escape(key)}: expected .*, found"):
                 check_ranges(config)
     assert tried
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("rvq", "data.batch_size", 0), ("rvq", "tokenizer.codes", 0), ("vq", "tokenizer.width", 0),
+        ("rvq", "tokenizer.layers", 0), ("rvq", "log_every", 0), ("rvq", "log_every", -2), ("rvq", "seed", -1),
+        ("rvq", "epochs", math.nan), ("rvq", "steps", 0), ("fast", "tokenizer.scale", math.nan),
+        ("fast", "normalization", ""),
+    ],
+)  # fmt: skip
+def test_tokenizers_are_checked_before_the_data_is_opened(
+    tmp_path: Path, kind: str, key: str, value: int | float | str
+) -> None:
+    config = load_config(f"{TOKENIZER}:{kind}")
+    config.update_from_flattened_dict({"data.directory": str(tmp_path / "none"), key: value})
+    with pytest.raises(
+        UserError, match=rf"^config\.{re.escape(key)}: expected .*, found {value!r}$"
+    ):
+        train_tokenizer.main(config, tmp_path / "run")
 
 
 def test_policies_are_checked_before_the_data_is_opened() -> None:

@@ -19,7 +19,7 @@ Values = tuple[jax.Array, dict[str, jax.Array]]
 def loss_and_gradients(remat: str, *, unrolled: bool = False) -> tuple[Values, int]:
     """Loss with dropout and its gradients by path, and the bytes that the program needs beside its arguments."""
     graph, state = nnx.split(tiny.mllm(remat=remat))
-    images, given = tiny.images(), tiny.sequence(fed=1)
+    images, given = tiny.images(cameras=("front",)), tiny.sequence(fed=1)
 
     def loss(state: nnx.State) -> jax.Array:
         model = nnx.merge(graph, unstack(state, backward=True) if unrolled else state)
@@ -27,7 +27,7 @@ def loss_and_gradients(remat: str, *, unrolled: bool = False) -> tuple[Values, i
         hidden = model(**{**given, "latents": latents}, key=jax.random.key(0))
         return jnp.square(hidden - 1).mean()
 
-    compiled = jax.jit(jax.value_and_grad(loss), compiler_options=tiny.FAST).lower(state).compile()
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(state).compile()
     value, gradients = compiled(state)
     return (value, parameters.flatten(gradients)), compiled.memory_analysis().temp_size_in_bytes
 

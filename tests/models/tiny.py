@@ -19,9 +19,6 @@ from mllm_act.models.vision import VisionConfig
 CAMERAS = ("front", "wrist")
 B, T, N, D = 3, 3, 5, 32  # batch, steps, prompt tokens, width
 PROMPTS = (5, 3, 1)  # tokens of each prompt
-FAST = {
-    "xla_backend_optimization_level": 0
-}  # to compile, not to run: compiler options for ``jax.jit``
 
 
 def mllm(**changes: Any) -> MLLM:
@@ -52,24 +49,24 @@ def mllm(**changes: Any) -> MLLM:
 
 
 def jit(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles ``call(module, ...)`` fast rather than well.
+    """Compiles ``call(module, ...)``.
 
     Other than with ``nnx.jit`` the program does not hold what it does not use, so that models which differ in that
     alone share it in the compilation cache.
     """
 
-    @partial(jax.jit, static_argnums=0, compiler_options=FAST)
+    @partial(jax.jit, static_argnums=0)
     def pure(graph: nnx.GraphDef, state: nnx.State, *args: Any) -> Any:
         return call(nnx.merge(graph, state), *args)
 
     return lambda module, *args: pure(*nnx.split(module), *args)
 
 
-def images(size: int = 12) -> dict[str, jax.Array]:
-    """Images [B, T, size, size, 3] of every camera."""
+def images(size: int = 12, cameras: tuple[str, ...] = CAMERAS) -> dict[str, jax.Array]:
+    """Images [B, T, size, size, 3] of each camera; the program that encodes them grows with their number."""
     rng = np.random.default_rng(1)
     shape = (B, T, size, size, 3)
-    return {name: jnp.array(rng.integers(0, 256, shape), jnp.uint8) for name in CAMERAS}
+    return {name: jnp.array(rng.integers(0, 256, shape), jnp.uint8) for name in cameras}
 
 
 def sequence(fed: int, latents: int = 8) -> dict[str, jax.Array]:

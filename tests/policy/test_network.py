@@ -5,15 +5,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.adapters.language import LanguageConfig
 from mllm_act.adapters.uniform import UniformConfig
+from mllm_act.batch import Observation
 from mllm_act.config import load_config
 from mllm_act.errors import UserError
 from mllm_act.models import presets
-from mllm_act.policy.network import EmbodimentConfig, NetworkConfig, override_model
+from mllm_act.policy.network import (
+    NOISE,
+    EmbodimentConfig,
+    NetworkConfig,
+    PolicyNetwork,
+    override_model,
+)
+from tests.models import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +81,30 @@ def test_a_description_survives_json() -> None:
     del values["model"]
     with pytest.raises(UserError, match="network: expected the description"):
         NetworkConfig.from_dict(values)
+
+
+def test_noise_and_dropout_have_keys_of_their_own() -> None:
+    """The bridge's noise is not drawn with the key of a layer's dropout, however many layers there are."""
+    given = tiny.sequence(fed=0)
+    prompt, exists = given["prompt"], given["prompt_mask"]
+    images = {"front": tiny.images()["front"][:, :1]}
+    observation = Observation(images, jnp.zeros((tiny.B, 1, 0)), exists[:, :1], prompt, exists)
+
+    @tiny.jit
+    def latents(network: PolicyNetwork, key: jax.Array, *others: jax.Array) -> list[jax.Array]:
+        model = network.mllm
+        instructions = [model.instruction(prompt, exists, other) for other in others]
+        expected = [model.latents(images, instruction) for instruction in instructions]
+        return [network.latents(observation, key=key), *expected]
+
+    key = jax.random.key(0)
+    noise, of_layers = jax.random.fold_in(key, NOISE), jax.random.split(key, 2)
+    network = PolicyNetwork(tiny.mllm(bridge=("film",)), {})
+    found, with_noise, *with_dropout = latents(network, key, noise, *of_layers)
+    assert jnp.array_equal(found, with_noise)
+    assert not any(jnp.array_equal(found, other) for other in with_dropout)
+    for layers in (2, 40):
+        of_layers = jax.random.split(key, layers)
+        inside = jax.vmap(lambda key: jax.random.split(key, 4))(of_layers).ravel()
+        for keys in (of_layers, inside):
+            assert not (jax.random.key_data(keys) == jax.random.key_data(noise)).all(-1).any()

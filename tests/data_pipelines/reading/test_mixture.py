@@ -24,75 +24,71 @@ weights_of = st.dictionaries(
 )
 
 
-@given(weights_of, st.integers(1, 40), st.integers(1, 8))
-def test_shares_are_positive_multiples_in_order_of_weight(
-    weights: dict[str, float], units: int, multiple: int
+@given(weights_of, st.integers(1, 40))
+def test_shares_are_positive_and_in_order_of_weight(
+    weights: dict[str, float], batch_size: int
 ) -> None:
-    assume(units >= len(weights))
-    result = shares(weights, units * multiple, multiple)
-    assert list(result) == list(weights) and sum(result.values()) == units * multiple
-    assert all(share > 0 and share % multiple == 0 for share in result.values())
+    assume(batch_size >= len(weights))
+    result = shares(weights, batch_size)
+    assert list(result) == list(weights) and sum(result.values()) == batch_size
+    assert min(result.values()) > 0
     for a in weights:
         for b in weights:
             assert weights[a] <= weights[b] or result[a] >= result[b]
 
 
-@given(weights_of, st.integers(1, 40), st.integers(1, 8))
-def test_shares_are_proportional_within_one_multiple(
-    weights: dict[str, float], units: int, multiple: int
+@given(weights_of, st.integers(1, 40))
+def test_shares_are_proportional_within_one_window(
+    weights: dict[str, float], batch_size: int
 ) -> None:
-    """The exact shares are c * weight, or one multiple if that is less; c by bisection."""
-    assume(units >= len(weights))
-    result = shares(weights, units * multiple, multiple)
-    low, high = 0.0, units / min(weights.values())
+    """The exact shares are c * weight, or one window if that is less; c by bisection."""
+    assume(batch_size >= len(weights))
+    result = shares(weights, batch_size)
+    low, high = 0.0, batch_size / min(weights.values())
     for _ in range(200):
         c = (low + high) / 2
-        above = sum(max(1.0, c * weight) for weight in weights.values()) > units
+        above = sum(max(1.0, c * weight) for weight in weights.values()) > batch_size
         low, high = (low, c) if above else (c, high)
     for name, weight in weights.items():
-        assert abs(result[name] / multiple - max(1.0, low * weight)) < 1 + 1e-6
+        assert abs(result[name] - max(1.0, low * weight)) < 1 + 1e-6
 
 
-@given(weights_of, st.integers(1, 8), st.randoms())
-def test_shares_do_not_depend_on_the_order(
-    weights: dict[str, float], multiple: int, random: Any
-) -> None:
+@given(weights_of, st.randoms())
+def test_shares_do_not_depend_on_the_order(weights: dict[str, float], random: Any) -> None:
     names = list(weights)
     random.shuffle(names)
-    again = shares({name: weights[name] for name in names}, 16 * multiple, multiple)
-    assert again == shares(weights, 16 * multiple, multiple)
+    again = shares({name: weights[name] for name in names}, 16)
+    assert again == shares(weights, 16)
 
 
 @pytest.mark.parametrize(
-    ("weights", "batch_size", "multiple", "expected"),
+    ("weights", "batch_size", "expected"),
     [
-        ({"a": 1, "b": 1}, 8, 1, {"a": 4, "b": 4}),
-        ({"a": 0.1, "b": 0.3}, 8, 2, {"a": 2, "b": 6}),
-        ({"a": 1, "b": 1, "c": 1}, 8, 1, {"a": 3, "b": 3, "c": 2}),
-        ({"a": 1000, "b": 1, "c": 1}, 32, 4, {"a": 24, "b": 4, "c": 4}),
-        ({"a": 1e300, "b": 1e-300}, 2, 1, {"a": 1, "b": 1}),
-        ({"a": 2.5}, 6, 3, {"a": 6}),
+        ({"a": 1, "b": 1}, 8, {"a": 4, "b": 4}),
+        ({"a": 0.1, "b": 0.3}, 8, {"a": 2, "b": 6}),
+        ({"a": 1, "b": 2}, 32, {"a": 11, "b": 21}),
+        ({"a": 1, "b": 1, "c": 1}, 8, {"a": 3, "b": 3, "c": 2}),
+        ({"a": 1000, "b": 1, "c": 1}, 32, {"a": 30, "b": 1, "c": 1}),
+        ({"a": 1e300, "b": 1e-300}, 2, {"a": 1, "b": 1}),
+        ({"a": 2.5}, 6, {"a": 6}),
     ],
 )
 def test_shares_by_hand(
-    weights: dict[str, float], batch_size: int, multiple: int, expected: dict[str, int]
+    weights: dict[str, float], batch_size: int, expected: dict[str, int]
 ) -> None:
-    assert shares(weights, batch_size, multiple) == expected
+    assert shares(weights, batch_size) == expected
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, None, "much", True])
 def test_invalid_weight(weight: Any) -> None:
     with pytest.raises(UserError, match=r"config\.mixture\.hand\.weight: expected .* above 0"):
-        shares({"arm": 1.0, "hand": weight}, 8, 1)
+        shares({"arm": 1.0, "hand": weight}, 8)
 
 
-@pytest.mark.parametrize(
-    ("names", "batch_size", "multiple", "fix"),
-    [("abc", 8, 4, "pass 12"), ("ab", 10, 4, "pass 12"), ("ab", 0, 1, "pass 2"), ("", 0, 4, "")],
-)
-def test_batch_too_small_or_uneven(names: str, batch_size: int, multiple: int, fix: str) -> None:
+@pytest.mark.parametrize(("names", "batch_size", "fix"), [("ab", 1, "pass 2"), ("", 0, "pass 1")])
+def test_batch_too_small(names: str, batch_size: int, fix: str) -> None:
     with pytest.raises(UserError, match=f"config.data.batch_size: .* {fix}"):
-        shares(dict.fromkeys(names, 1.0), batch_size, multiple)
+        shares(dict.fromkeys(names, 1.0), batch_size)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +34,7 @@ def directory(tmp_path: Path) -> Path:
 def statistics_of(action: np.ndarray, proprio: np.ndarray | None = None) -> Statistics:
     proprio = action if proprio is None else proprio
     return Statistics(
-        moments(action), moments(proprio), len(action), 1, "train", "x", ("t",), ("i",)
+        moments(action), moments(proprio), len(action), 1, 1, "train", "x", ("t",), ("i",)
     )
 
 
@@ -64,14 +67,65 @@ def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
 
 
 def test_cached_in_the_folder_by_content(directory: Path) -> None:
-    first = dataset_statistics(open_dataset(directory))
-    (cache,) = directory.glob("*statistics-*")
-    cache.write_text(cache.read_text().replace('"num_steps": 15', '"num_steps": 16'))
-    assert dataset_statistics(open_dataset(directory)).num_steps == 16  # read, not computed again
+    dataset = open_dataset(directory)
+    first = dataset_statistics(dataset)
+    for shard in dataset.split("train").files:
+        shard.unlink()
+    assert dataset_statistics(dataset) == first  # read, not computed again
     tiny_rlds.write_lengths(directory, [[4, 1], [7, 4]])
     again = dataset_statistics(open_dataset(directory))
     assert again.num_steps == 16 and again.fingerprint != first.fingerprint
     assert len(list(directory.glob("*statistics-*"))) == 2
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    """A change of the statistics in a cache whose digest stays."""
+
+    def edit(content: bytes) -> bytes:
+        cache = json.loads(content)
+        change(cache["statistics"])
+        return json.dumps(cache).encode()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        edited(lambda s: s["action"]["max"].__setitem__(0, 0.5)),
+        edited(lambda s: s["action"]["std"].__setitem__(0, math.nan)),
+        edited(lambda s: [s["action"].update({k: v[:2]}) for k, v in s["action"].items()]),
+        edited(lambda s: s.update(action=None)),
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"[]",
+        lambda content: b"[" * 100_000,
+        lambda content: b"\xff" + content,
+    ],
+)
+def test_damaged_cache_is_computed_again_with_a_notice(
+    directory: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes]
+) -> None:
+    dataset = open_dataset(directory)
+    computed = dataset_statistics(dataset)
+    (cache,) = directory.glob("statistics-*")
+    content = cache.read_bytes()
+    cache.write_bytes(damage(content))
+    assert dataset_statistics(dataset) == computed
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"notice: {cache} is damaged") and cache.read_bytes() == content
+
+
+def test_cache_of_other_data_under_this_name_is_computed_again(tmp_path: Path) -> None:
+    datasets = [
+        open_dataset(tiny_rlds.write_lengths(tmp_path / name, [[length]]))
+        for name, length in (("one", 4), ("two", 5))
+    ]
+    for dataset in datasets:
+        dataset_statistics(dataset)
+    caches = [next(dataset.directory.glob("statistics-*")) for dataset in datasets]
+    caches[1].write_bytes(caches[0].read_bytes())
+    assert dataset_statistics(datasets[1]).num_steps == 5
 
 
 def test_cache_has_the_permissions_of_the_umask(directory: Path) -> None:

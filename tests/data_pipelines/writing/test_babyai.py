@@ -1,6 +1,7 @@
 """BabyAI demonstrations, generated with the real simulator and read by the pipeline."""
 
 import io
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from PIL import Image
 
 from data_pipelines.generate import generate
 from data_pipelines.reading.episodes import read_episodes
+from data_pipelines.reading.pipeline import TrainBatches
 from data_pipelines.reading.rlds import Dataset, open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
-from data_pipelines.writing import recording
+from data_pipelines.writing import builder, recording
 from mllm_act import envs
 from mllm_act.envs.babyai import expert
 from mllm_act.errors import UserError
@@ -89,6 +91,11 @@ def test_another_seed_gives_other_episodes_and_workers_change_nothing(
     again = contents(tmp_path / "same")
     written = contents(dataset.directory)
     assert again == {name: written[name] for name in again}
+    batches = [
+        TrainBatches(d, "train", batch_size=2, context=2, seed=0)
+        for d in (dataset, open_dataset(tmp_path / "same"))
+    ]
+    batches[1].restore(batches[0].state())  # a run resumes on data generated again
     other = {**ARGUMENTS, "tasks": "goto", "seed": 6}
     generate(**other, out=tmp_path / "other", workers=1)
     first_images, other_images = (
@@ -115,6 +122,19 @@ def test_what_the_expert_cannot_solve_is_counted_and_not_written(
         "steps": 0,
         "frames_drawn": 0,
     }
+
+
+def test_a_full_disk_while_the_dataset_is_written(tmp_path: Path) -> None:
+    episode = tmp_path / "goto" / "000000.npz"
+    episode.parent.mkdir()
+    recording.serve("babyai", 0)(("goto", 0, str(episode)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            builder.write("babyai", {"train": [episode]}, tmp_path / "rlds")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_folder_of_another_environment_is_refused(dataset: Dataset) -> None:

@@ -1,8 +1,10 @@
 """Generates small datasets with the real simulator, also when it is interrupted, killed or run twice."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.generate import generate, is_val
-from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.reading.rlds import RECORD, open_dataset
 from data_pipelines.tensorflow_cpu import tf
 from data_pipelines.writing import recording
 from mllm_act import envs
 from mllm_act.envs.processes import Worker
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
+from mllm_act.files import locked
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +44,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path, hash_seed: int) -> subprocess.Popen[str]:
     flags = [f"--{key}={value}" for key, value in (ARGUMENTS | {"out": out, "workers": 2}).items()]
     return subprocess.Popen(
         [sys.executable, "-m", "data_pipelines.generate", *flags],
+        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that Ctrl-C can be sent to all its processes, as a shell does
@@ -52,7 +57,7 @@ def start(out: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_episodes(program: subprocess.Popen[str], out: Path, count: int) -> None:
-    while len(list(out.glob(".episodes/*/*.npz"))) < count:
+    while len(list(out.glob(".episodes/*/[0-9]*.npz"))) < count:
         assert program.poll() is None, "it ended before it was interrupted"
         time.sleep(0.01)
 
@@ -61,25 +66,63 @@ def test_two_workers_interrupted_and_killed_write_the_same_bytes_as_one(
     dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "data"
-    program = start(out)
+    program = start(out, 1)
     wait_for_episodes(program, out, 1)
     os.killpg(program.pid, signal.SIGINT)
     _, errors = program.communicate()
-    assert program.returncode == 1
-    assert re.search(
-        r"^error: interrupted: \d of 6 episodes are kept in .* to continue$", errors, re.M
-    )
+    assert program.returncode == 130
+    assert re.search(r"^interrupted: \d of 6 episodes are kept in .* to continue$", errors, re.M)
     assert "Traceback" not in errors
 
-    program = start(out)
+    program = start(out, 2)
     wait_for_episodes(program, out, 3)
     program.kill()
     program.communicate()
     with pytest.raises(UserError, match="dataset_info.json"):
         open_dataset(out)  # rejected, because it is not complete
 
-    generate(**ARGUMENTS, out=out, workers=2)
+    # What a kill while the dataset is written may leave, and a file that the disk has damaged.
+    (out / ".partial-0-generation.json").write_text("{")
+    (out / next(dataset.glob("*train*")).name).write_bytes(b"half")
+    damaged = sorted(out.glob(".episodes/*/[0-9]*.npz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    program = start(out, 3)
+    printed, _ = program.communicate()
+    assert f"notice: {damaged} is damaged: the episode is recorded again\n" in printed
     assert contents(out) == contents(dataset)
+
+
+def test_the_record_has_the_digests_of_all_files(dataset: Path) -> None:
+    digests = json.loads((dataset / RECORD).read_text())["sha256"]
+    assert digests == {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in contents(dataset).items()
+        if name != RECORD and not name.startswith("statistics-")
+    }
+
+
+def test_a_complete_dataset_that_was_damaged_is_not_complete(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(dataset, out)
+    shard = next(out.glob("*val*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{shard}: record 1 .* truncated.*delete {out} first"):
+        generate(**ARGUMENTS, out=out, workers=1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b"{}", b'{"arguments": 3, "recipe": null}', b"[" * 10**5]
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RECORD).write_bytes(content)
+    with pytest.raises(UserError, match=f"{RECORD}: .*expected .* found .*choose another --out"):
+        generate(**ARGUMENTS, out=tmp_path, workers=1)
+    assert contents(tmp_path) == {RECORD: content}
+
+
+def test_one_program_in_a_folder_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path, "--out"), pytest.raises(UserError, match="--out=.* held by process"):
+        generate(**ARGUMENTS, out=tmp_path, workers=1)
 
 
 def test_a_second_call_does_nothing(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def gradient(model: MLLM) -> nnx.State:
     def total(moved: nnx.State) -> jax.Array:
         model = nnx.merge(graph, moved, rest)
         instruction = model.instruction(given["prompt"], given["prompt_mask"])
-        return jnp.square(model.latents(tiny.images(), instruction)).sum()
+        return jnp.square(model.latents(tiny.images(cameras=("front",)), instruction)).sum()
 
     return jax.grad(total)(moved)
 
