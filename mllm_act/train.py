@@ -23,6 +23,7 @@ from mllm_act import parameters
 from mllm_act.batch import Batch
 from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.config import run_with_config
+from mllm_act.envs import ENVS
 from mllm_act.training import sharding
 from mllm_act.training.guards import check_finite
 from mllm_act.training.metrics import MetricsWriter, StepTimer
@@ -125,8 +126,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def _print_next(run: Run, workdir: Path) -> None:
     print(f"Trained {run.steps} steps. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}")
-    for env in run.embodiments:
-        print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={env} --split=test")
+    for env, robot in run.embodiments.items():
+        where = f"--env={env} --split=test"
+        if env not in ENVS:
+            where = f"--data={robot.source.config.data.directory} --split=val"
+        print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} {where}")
 
 
 def _progress(run: Run, first: int) -> tqdm:

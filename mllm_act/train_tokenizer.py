@@ -31,6 +31,7 @@ from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.action_tokenizer.training import TrainingState
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.config import run_with_config, to_json
+from mllm_act.envs import ENVS
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError, signals
 from mllm_act.normalization import NORMALIZATIONS, Statistics
@@ -80,7 +81,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def _read(config: ConfigDict) -> Data:
-    dataset = rlds.open_dataset(config.data.directory)
+    dataset = rlds.open_dataset(config.data.directory, config.data.mapping)
     statistics = dataclasses.replace(
         dataset_statistics(dataset), normalization=config.normalization
     )
@@ -211,13 +212,25 @@ def _report(config: ConfigDict, workdir: Path, data: Data, tokenizer: Tokenizer)
     print(report.as_table(precision))
     if config.tokenizer.chunk > 1:
         print("No replay: it needs chunk=1, because future actions are unknown in closed loop")
+    elif config.replay and metadata["name"] not in ENVS:
+        print(f"No replay: there is no simulator of {metadata['name']}")
     elif config.replay:
         results = replay.measure(
             tokenizer, data.statistics, metadata["name"], data.statistics.tasks, out
         )
         print(table(results))
     print(f"Tables and plots are in {out}")
-    print(f"Next: python -m mllm_act.train --config.tokenizer={workdir} ...")
+    data_flags = "".join(
+        f" --config.data.{key}={config.data[key]}"
+        for key in ("directory", "mapping")
+        if config.data[key]
+    )
+    file = metadata["name"] if metadata["name"] in ENVS else "robot"
+    kind = tokenizer.config.kind
+    print(
+        f"Next: python -m mllm_act.train --config=configs/policy/{file}.py:{kind} --workdir=RUN "
+        f"--config.tokenizer={workdir}{data_flags}"
+    )
 
 
 def _meta(config: ConfigDict, data: Data, sizes: TokenizerConfig | FastConfig) -> dict[str, Any]:

@@ -3,17 +3,21 @@
 import os
 import signal
 import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.shape_checks  # noqa: F401 (the hook below looks it up by name)
+from tests.shared import once
 
 # Compiled programs are shared by all tests of a run. XLA compiles fast rather than well, because the tests run little:
 # without fusions it takes a third of the time. Both are set before JAX is imported anywhere; pytest's workers and the
 # programs that tests start inherit them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mllm_act_tests_")
+    cache = tempfile.TemporaryDirectory(prefix="mllm_act_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name  # deleted when this process ends
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 FAST = (
@@ -32,3 +36,31 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # The same examples in every run: a failure that the next run does not show helps nobody.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train or simulate come first: a long one at the end would leave a core idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def metaworld(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data``, two demonstrations of each of two Meta-World tasks, and a ``tokenizer`` for ``rvq``."""
+
+    def make(home: Path) -> None:
+        from data_pipelines.generate import generate
+        from mllm_act import train_tokenizer
+        from mllm_act.config import load_config
+
+        tasks = "drawer-close-v3,handle-press-v3"
+        generate("metaworld", tasks, episodes=2, out=home / "data", workers=2, seed=0)
+        config = load_config("configs/tokenizer/metaworld.py:rvq")
+        config.update_from_flattened_dict({
+            "data.directory": str(home / "data"), "data.batch_size": 32, "steps": 10, "log_every": 5,
+            "checkpoint_every": 10, "tokenizer.hidden": 32, "tokenizer.width": 16, "tokenizer.codes": 16,
+            "replay": False,
+        })  # fmt: skip
+        train_tokenizer.main(config, home / "tokenizer")
+
+    return once(tmp_path_factory, "metaworld", make)

@@ -95,6 +95,13 @@ def loaded(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def importers(modules: list[str], heavy: set[str]) -> list[str]:
+    """Those of the modules that import one of ``heavy``. One process for all; only if it does is each tried alone."""
+    if not loaded(", ".join(modules)) & heavy:
+        return []
+    return [module for module in modules if loaded(module) & heavy]
+
+
 def room_of(module: str) -> tuple[int, str]:
     """The floor and the name of the room that a module belongs to."""
     fitting = [
@@ -164,13 +171,10 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_environments_import_neither_jax_nor_tensorflow() -> None:
     modules = [name_of(path) for path in SOURCES if path.is_relative_to(ROOT / "mllm_act" / "envs")]
-    for module in modules:
-        assert loaded(module) & {"jax", "flax", "tensorflow"} == set(), module
+    assert importers(modules, {"jax", "flax", "tensorflow"}) == []
 
 
 def test_acting_imports_no_tensorflow() -> None:
     modules = [name_of(p) for p in SOURCES if any(within(name_of(p), door) for door in ACTING[1:])]
     modules = [m for m in modules if not within(m, "mllm_act.envs")]  # held by the test above
-    # One process for all of them; only when TensorFlow comes in is the culprit looked for.
-    if "tensorflow" in loaded(", ".join(["mllm_act", *modules])):
-        assert [module for module in modules if "tensorflow" in loaded(module)] == []
+    assert importers(["mllm_act", *modules], {"tensorflow"}) == []

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from data_pipelines.generate import generate
 from data_pipelines.reading import pipeline, rlds
-from mllm_act import evaluate, report, train, train_tokenizer
+from mllm_act import evaluate, report, train
 from mllm_act.action_tokenizer.checkpoint import load_tokenizer, tokenizer_arrays
 from mllm_act.checkpoints import checkpoint
 from mllm_act.config import load_config
@@ -25,6 +22,7 @@ from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
 from tests.checkpoints import documents
+from tests.policy.window import decider
 
 pytestmark = pytest.mark.slow
 
@@ -41,42 +39,21 @@ def configure(file: str, **overrides: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs demonstrations, tokenizer and policy once; the tests look at what they left."""
+def home(metaworld: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demonstrations, tokenizer and policy, made once; the tests look at what they left."""
     home = tmp_path_factory.mktemp("job")
-    generate("metaworld", ",".join(TASKS), episodes=2, out=home / "data", workers=2, seed=0)
-    train_tokenizer.main(
-        configure(
-            "tokenizer/metaworld.py:rvq",
-            **{
-                "data.directory": str(home / "data"),
-                "data.batch_size": 32,
-                "steps": 10,
-                "log_every": 5,
-            },
-            **{
-                "checkpoint_every": 10,
-                "tokenizer.hidden": 32,
-                "tokenizer.width": 16,
-                "tokenizer.codes": 16,
-            },
-            **{"replay": False},
-        ),
-        home / "tokenizer",
-    )
-    train.main(
-        configure(
-            "policy/metaworld.py:rvq",
-            **{
-                "data.directory": str(home / "data"),
-                "data.batch_size": 4,
-                "steps": 3,
-                "log_every": 1,
-            },
-            **{"tokenizer": str(home / "tokenizer"), "checkpoint_every": 3, "validate_every": 3},
-        ),
-        home / "policy",
-    )
+    for name in ("data", "tokenizer"):
+        (home / name).symlink_to(metaworld / name)
+    settings = {
+        "data.directory": str(home / "data"),
+        "data.batch_size": 4,
+        "tokenizer": str(home / "tokenizer"),
+        "steps": 3,
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "validate_every": 3,
+    }
+    train.main(configure("policy/metaworld.py:rvq", **settings), home / "policy")
     return home
 
 
@@ -158,20 +135,11 @@ def test_acting_on_training_frames_is_what_the_network_makes_of_the_window(
         action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
         acted.append(action[0])
 
-    @jax.jit
-    def decide(parameters: Any, prompt: Any, images: Any, actions: Any, proprio: Any) -> jax.Array:
-        network = policy._network(parameters)
-        adapter, reading = network.adapters[policy.name], network.mllm.read(*prompt)
-        latents, past = network.mllm.latents(images), adapter.encode(actions)
-        mask = jnp.ones(latents.shape[:2], bool)
-        return adapter.decode(network.act(policy.name, reading, latents, mask, proprio, past))
-
-    prompt = policy.prompt.tokens([text])
+    decide = decider(policy)
     for t in range(length):
         window = slice(max(0, t + 1 - policy.context), t + 1)
         images = {camera: frames[:, window] for camera, frames in episode["images"].items()}
-        given = prompt, images, episode["action"][:, window], episode["proprio"][:, t]
-        expected = decide(policy._parameters, *given)
+        expected = decide(text, images, episode["action"][:, window], episode["proprio"][:, t])
         np.testing.assert_allclose(acted[t], expected[0], atol=1e-5)
 
 

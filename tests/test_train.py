@@ -23,6 +23,7 @@ from mllm_act.models.layers import LoRA
 from mllm_act.policy import Policy
 from tests import pretrained_folder
 from tests.checkpoints import documents
+from tests.command_line import start
 from tests.data_pipelines import tiny_rlds
 
 pytestmark = pytest.mark.slow
@@ -101,11 +102,17 @@ def losses(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
-    data: Path, tmp_path: Path
-) -> None:
-    run(data, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(data, workdir)
+    return workdir
 
+
+def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
     killed = tmp_path / "killed"
 
     def interrupt(number: signal.Signals, step: int) -> tuple[int, str]:
@@ -129,23 +136,20 @@ def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
     run(data, killed)
 
     for item in ("trained", "optimizer"):
-        expected, found = arrays(tmp_path / "whole", item), arrays(killed, item)
+        expected, found = arrays(whole, item), arrays(killed, item)
         assert expected.keys() == found.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=f"{item}/{name}")
-    assert losses(killed) == losses(tmp_path / "whole")
+    assert losses(killed) == losses(whole)
     assert sorted(losses(killed)) == list(range(1, STEPS + 1))
 
 
-def test_two_devices_compute_what_one_does(data: Path, tmp_path: Path) -> None:
-    """Data parallel, and parameters split over ``fsdp`` and ``tensor``."""
-    run(data, tmp_path / "one", steps=4)
+def test_four_devices_compute_what_one_does(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Parameters split over ``fsdp`` and ``tensor``. Rounding differs, so the first losses are compared."""
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {FOUR_DEVICES}"}
-    overrides = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2, "steps": 4}
-    subprocess.run(
-        command(data, tmp_path / "four", **overrides), cwd=ROOT, env=environment, check=True
-    )
-    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    overrides = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}
+    subprocess.run(command(data, tmp_path, **overrides), cwd=ROOT, env=environment, check=True)
+    one, four = losses(whole), losses(tmp_path)
     np.testing.assert_allclose(
         [four[s] for s in range(1, 5)], [one[s] for s in range(1, 5)], rtol=1e-4
     )
@@ -268,12 +272,11 @@ def test_an_untrained_policy_is_not_taken_for_anothers(data: Path, tmp_path: Pat
         run(data, tmp_path, steps=0, **{"adapter.bins": 32})
 
 
-def test_resuming_with_another_config_is_refused(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path, steps=2)
+def test_resuming_with_another_config_is_refused(data: Path, whole: Path) -> None:
     with pytest.raises(
         UserError, match=r"config.seed: expected 0 as in the checkpoint there, found 1"
     ):
-        run(data, tmp_path, steps=2, seed=1)
+        run(data, whole, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +334,12 @@ def test_bad_config_is_one_clear_error(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_unknown_config_key_names_the_nearest_and_exits_1(data: Path, tmp_path: Path) -> None:
-    result = subprocess.run(
-        command(data, tmp_path, **{"optimizer.learnin_rate": 1}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert "did you mean 'optimizer.learning_rate'?" in result.stderr.splitlines()[-1]
+def test_unknown_config_key_names_the_nearest_and_exits_1(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = command(data, tmp_path, **{"optimizer.learnin_rate": 1})[3:]
+    assert start(monkeypatch, train.main, CONFIG, *arguments) == 1
+    assert "did you mean 'optimizer.learning_rate'?" in capsys.readouterr().err.splitlines()[-1]

@@ -39,6 +39,7 @@ def get_config(variant: str = "rvq") -> ConfigDict:
         "targets": "", "rank": placeholder(int), "alpha": placeholder(float), "dropout": placeholder(float),
     })  # fmt: skip
     config.history = "observations"  # or observations_and_actions; see mllm_act/models/mllm.py
+    config.fit = "squash"  # of images that are not square: squash, pad or crop; also in evaluation and acting
 
     # The embodiment; see mllm_act/training/embodiments.py.
     config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
@@ -50,10 +51,16 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.normalization = "" if adapter_class(adapter).needs_tokenizer else "range"
 
     config.data = ConfigDict()
-    config.data.directory = ""
+    config.data.directory = ""  # a TFDS folder, local or gs://; several with commas are one set
+    config.data.mapping = (
+        ""  # a file, or a name in configs/robots; "" for what data_pipelines.generate wrote
+    )
     config.data.context = 3  # steps of a window
     config.data.batch_size = 32  # windows over all processes and devices
     config.data.shuffle_megabytes = 256
+
+    # Random changes of images in training; see mllm_act/training/augment.py. crop 1.0 and color 0.0: none.
+    config.augment = ConfigDict({"crop": 1.0, "color": 0.0})
 
     config.epochs = 3.0  # over the steps of the demonstrations
     config.steps = placeholder(int)  # updates; overrides epochs

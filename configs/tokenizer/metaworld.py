@@ -39,8 +39,8 @@ def get_config(variant: str = "rvq") -> ConfigDict:
         )
 
     config = ConfigDict()
-    config.data = ConfigDict({"directory": "data/metaworld"})
-    config.normalization = "range"  # of actions: range, quantiles or meanstd; see mllm_act/normalization.py
+    config.data = ConfigDict({"directory": "data/metaworld", "mapping": ""})
+    config.normalization = "range"  # of actions: range, quantiles or meanstd; see docs/guide.md
     config.replay = True  # at the end, on the test configurations of the tasks trained on
     if kind == "fast":
         config.tokenizer = ConfigDict({"chunk": int(chunk), "vocabulary": 512, "scale": 10.0})

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from data_pipelines.reading.layout import choose_text, decode_image, image_size
 from data_pipelines.reading.records import FIX
-from data_pipelines.reading.rlds import ACTION, EPISODE, IMAGE, INSTRUCTION, PROPRIO, Dataset, Split
+from data_pipelines.reading.rlds import Dataset
+from data_pipelines.reading.splits import Split
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
@@ -30,8 +32,7 @@ class Actions:
     episode: Int[np.ndarray, " n"]  # int32, index of the step's episode, below E
     segment: Int[np.ndarray, " n"]  # int32, index of the step's segment, below S
     tasks: tuple[str, ...]  # [E]
-    instructions: tuple[str, ...]  # [S]
-    configurations: Int[np.ndarray, " E"]  # int32
+    instructions: tuple[str, ...]  # each once, sorted; "" where there are none
     lengths: Int[np.ndarray, " E"]  # int32, steps per episode
 
     def chunked(self, chunk: int) -> Float[np.ndarray, "n C"]:
@@ -62,24 +63,27 @@ class Actions:
 def read_actions(dataset: Dataset, split: str) -> Actions:
     """Reads the actions and proprioception of a whole split, without images.
 
-    Host memory: 4 (A + P + 1) bytes per step.
+    Host memory: 4 (A + P + 2) bytes per step, and twice that of the actions for a moment at the end.
 
     Raises:
       UserError: a record is corrupt, or an action or proprioception is not finite.
     """
-    records = read_episodes(dataset, dataset.split(split), images=False)
-    episodes = [episode for _, episode in records]
-    lengths = np.array([len(episode["action"]) for episode in episodes], np.int32)
-    begins = np.concatenate([_begins_segment(episode["instruction"]) for episode in episodes])
-    texts = np.concatenate([episode["instruction"] for episode in episodes])
+    actions, proprio, begins, tasks = [], [], [], []
+    texts: set[bytes] = set()
+    for _, episode in read_episodes(dataset, dataset.split(split), images=False):
+        actions.append(episode["action"])
+        proprio.append(episode["proprio"])
+        begins.append(_begins_segment(episode["instruction"]))
+        tasks.append(episode["task"].decode())
+        texts.update(episode["texts"].flat or [b""])
+    lengths = np.array([len(action) for action in actions], np.int32)
     return Actions(
-        action=np.concatenate([episode["action"] for episode in episodes]),
-        proprio=np.concatenate([episode["proprio"] for episode in episodes]),
-        episode=np.repeat(np.arange(len(episodes), dtype=np.int32), lengths),
-        segment=np.cumsum(begins, dtype=np.int32) - 1,
-        tasks=tuple(episode["task"].decode() for episode in episodes),
-        instructions=tuple(text.decode() for text in texts[begins]),
-        configurations=np.array([episode["configuration"] for episode in episodes], np.int32),
+        action=np.concatenate(actions),
+        proprio=np.concatenate(proprio),
+        episode=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        segment=np.cumsum(np.concatenate(begins), dtype=np.int32) - 1,
+        tasks=tuple(tasks),
+        instructions=tuple(sorted(text.decode() for text in texts)),
         lengths=lengths,
     )
 
@@ -89,106 +93,76 @@ def _begins_segment(instruction: np.ndarray) -> Bool[np.ndarray, " L"]:
     return np.concatenate([[True], instruction[1:] != instruction[:-1]])
 
 
-def parse(record: tf.Tensor, dataset: Dataset, images: bool = True) -> dict[str, Any]:
-    """Parses one episode of L steps, as tensors. Images stay encoded.
-
-    Returns:
-      ``images`` {camera: string[L]}, ``action`` float32[L, A], ``proprio`` float32[L, P],
-      ``instruction`` string[L], ``task`` string[], ``configuration`` and ``episode`` int64[].
-    """
-
-    def steps(shape: tuple[int, ...], dtype: tf.DType) -> tf.io.FixedLenSequenceFeature:
-        return tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
-
-    spec = {
-        ACTION: steps((dataset.action_dim,), tf.float32),
-        PROPRIO: steps((dataset.proprio_dim,), tf.float32),
-        INSTRUCTION: steps((), tf.string),
-        EPISODE + "task": tf.io.FixedLenFeature((), tf.string),
-        EPISODE + "configuration": tf.io.FixedLenFeature((), tf.int64),
-        EPISODE + "episode": tf.io.FixedLenFeature((), tf.int64),
-    }
-    cameras = dataset.cameras if images else ()
-    spec.update({IMAGE + camera: steps((), tf.string) for camera in cameras})
-    values = tf.io.parse_single_example(record, spec)
-    return {
-        "images": {camera: values[IMAGE + camera] for camera in cameras},
-        "action": values[ACTION],
-        "proprio": values[PROPRIO],
-        "instruction": values[INSTRUCTION],
-        "task": values[EPISODE + "task"],
-        "configuration": values[EPISODE + "configuration"],
-        "episode": values[EPISODE + "episode"],
-    }
-
-
 def read_episodes(
     dataset: Dataset, split: Split, images: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (location, episode) for every record in file order, as checked numpy arrays.
+    """Yields (location, episode) for every record in order, as checked numpy arrays; see ``Layout.parse``.
 
-    The location is the file and the number of the record in it, for error messages.
+    The location is the file and the number of the record in it, for error messages. ``instruction`` has one text a
+    step, as evaluation chooses it; ``texts`` has all of them, [L, K].
 
     Raises:
       UserError: a file cannot be read; a record is corrupt, does not match ``features.json``, has keys of different
         lengths, or holds a number that is not finite or a text that is not UTF-8. The message has file and record, and
-        task, episode, step and key where they are known.
+        task, step and key where they are known.
     """
-    for path in split.files:
-        records = tf.data.TFRecordDataset(str(path))
-        parsed = iter(records.map(lambda record: parse(record, dataset, images)).prefetch(2))
-        number = -1
-        while True:
-            number += 1
-            location = f"{path}: record {number}"
-            try:
-                episode = tf.nest.map_structure(lambda tensor: tensor.numpy(), next(parsed))
-            except StopIteration:
-                break
-            except tf.errors.DataLossError as error:
-                raise UserError(f"{location} is corrupt: {_first_line(error)}; {FIX}") from None
-            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{location}: expected the features of features.json, found {_first_line(error)}; {FIX}"
-                ) from None
-            except tf.errors.OpError as error:  # deleted, for example, since the dataset was opened
-                raise UserError(
-                    f"{location}: expected to read it, found {_first_line(error)}; {FIX}"
-                ) from None
-            _check_episode(location, episode)
-            yield location, episode
+
+    def parse(number: tf.Tensor, record: tf.Tensor) -> dict[str, Any]:
+        episode = dataset.layout.parse(record, images)
+        texts = episode["instruction"]
+        return {**episode, "texts": texts, "instruction": choose_text(texts)}
+
+    records = split.records(tf.range(len(split), dtype=tf.int64))
+    parsed = iter(records.map(parse).prefetch(2))
+    for number in range(len(split)):
+        location = split.location(number)
+        try:
+            episode = tf.nest.map_structure(lambda tensor: tensor.numpy(), next(parsed))
+        except tf.errors.DataLossError as error:
+            raise UserError(f"{location} is corrupt: {_first_line(error)}; {FIX}") from None
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{location}: expected the features of features.json, found {_first_line(error)}; {FIX}"
+            ) from None
+        except tf.errors.OpError as error:  # deleted, for example, since the dataset was opened
+            raise UserError(
+                f"{location}: expected to read it, found {_first_line(error)}; {FIX}"
+            ) from None
+        except StopIteration:
+            raise UserError(
+                f"{location}: expected a record, found the end of the file; {FIX}"
+            ) from None
+        _check_episode(location, episode)
+        yield location, episode
 
 
 def _check_episode(location: str, episode: dict[str, Any]) -> None:
-    task = episode["task"].decode(errors="replace")
-    location = f"{location} (task {task!r}, episode {episode['episode']})"
-    per_step = {ACTION: episode["action"], PROPRIO: episode["proprio"]}
-    lengths = {key: len(values) for key, values in per_step.items()}
-    lengths[INSTRUCTION] = len(episode["instruction"])
-    lengths |= {IMAGE + camera: len(encoded) for camera, encoded in episode["images"].items()}
-    if len(set(lengths.values())) != 1 or not lengths[ACTION]:
+    location = f"{location} (task {episode['task'].decode(errors='replace')!r})"
+    numbers = {"action": episode["action"], "proprio": episode["proprio"]}
+    lengths = {key: len(values) for key, values in numbers.items()}
+    lengths["instruction"] = len(episode["texts"])
+    lengths |= {f"camera {name}": len(encoded) for name, encoded in episode["images"].items()}
+    if len(set(lengths.values())) != 1 or not lengths["action"]:
         listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise UserError(
             f"{location}: expected the same number of steps, at least one, for every key, found {listing}; {FIX}"
         )
-    for key, values in per_step.items():
+    for key, values in numbers.items():
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             step, dimension = bad[0]
             raise UserError(
                 f"{location}, step {step}: {key}[{dimension}]: expected a finite number, found "
-                f"{values[step, dimension]}; regenerate the dataset with python -m data_pipelines.generate"
+                f"{values[step, dimension]}; correct the dataset, or generate it again"
             )
-    for step, text in enumerate((episode["task"], *episode["instruction"]), -1):
+    for key, text in (
+        ("task", episode["task"]),
+        *(("instruction", x) for x in episode["texts"].flat),
+    ):
         try:
             text.decode()
         except UnicodeDecodeError as error:
-            key = EPISODE + "task" if step < 0 else f"step {step}: {INSTRUCTION}"
             raise UserError(f"{location}: {key}: expected UTF-8, found {error}; {FIX}") from None
-    if not -(2**31) <= episode["configuration"] < 2**31:
-        raise UserError(
-            f"{location}: {EPISODE}configuration: expected an int32, found {episode['configuration']}; {FIX}"
-        )
 
 
 def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:
@@ -207,18 +181,16 @@ def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:
 
 def _check_images(location: str, camera: str, images: Any, shape: tuple[int, int, int]) -> None:
     for step, encoded in enumerate(images):
+        found = str(shape)
         try:
-            # Before decoding: a few hundred bytes can ask for half a gigabyte.
-            height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
-            result = str((height, width, 3))  # the decoder turns grey into colour
-            if result == str(shape):
-                tf.io.decode_jpeg(encoded, channels=3)
+            height, width = image_size(encoded).numpy().tolist()
+            found = str((height, width, 3))
+            decode_image(encoded, shape)
         except READ_ERRORS as error:
-            result = _first_line(error)
-        if result != str(shape):
+            found = _first_line(error) if found == str(shape) else found
+        if found != str(shape):
             raise UserError(
-                f"{location}, step {step}: {IMAGE}{camera}: expected a JPEG image of shape {shape}, "
-                f"found {result}; {FIX}"
+                f"{location}, step {step}: camera {camera}: expected an image of shape {shape}, found {found}; {FIX}"
             )
 
 

@@ -11,7 +11,7 @@ A batch is a dict of numpy arrays, which are read-only if they share TensorFlow'
   instruction  object[B] of bytes
   task         object[B] of bytes
 
-Stages: files in random order -> records interleaved from ``FILES_AT_ONCE`` files -> encoded windows -> shuffle buffer
+Stages: episodes in random order -> their records, ``RECORDS_AT_ONCE`` at a time -> encoded windows -> shuffle buffer
 -> batches of encoded windows -> images decoded in parallel -> numpy. Order and content depend only on the seed and the
 files, never on threads or timing. The position is (epoch, window). Restoring it cuts and shuffles the encoded windows
 of that epoch again, without decoding images.
@@ -27,25 +27,20 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.reading.episodes import READ_ERRORS, explain, parse, read_actions
-from data_pipelines.reading.rlds import Dataset, Split
+from data_pipelines.reading.episodes import READ_ERRORS, explain, read_actions
+from data_pipelines.reading.layout import decode_image
+from data_pipelines.reading.rlds import Dataset
+from data_pipelines.reading.splits import Split
 from data_pipelines.reading.windows import Arrays, cut
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
 
-FILES_AT_ONCE = 16
+RECORDS_AT_ONCE = 8
 BATCHES_AHEAD = 2
 BATCHES_DECODING = 2
 _WINDOW_OVERHEAD = 1024  # bytes per encoded window, for tensor headers and allocation
 _SLACK_MEGABYTES = 32  # fragmentation by the allocator, measured
-
-
-def _share(split: Split, process_index: int, process_count: int) -> tuple[list[str], list[int]]:
-    """Returns the files that one process reads and, for each, the index of its first record in the split."""
-    first = np.cumsum((0, *split.episodes))[:-1]
-    files = [str(file) for file in split.files[process_index::process_count]]
-    return files, [int(index) for index in first[process_index::process_count]]
 
 
 def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
@@ -61,14 +56,9 @@ def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
         def decode(position: tuple[tf.Tensor, tf.Tensor], shape: tuple = shape) -> tf.Tensor:
             encoded, valid = position
 
-            def image() -> tf.Tensor:
-                # The header first: one of a few hundred bytes can ask the decoder for half a gigabyte.
-                found = tf.io.extract_jpeg_shape(encoded)[:2]
-                with tf.control_dependencies([tf.debugging.assert_equal(found, shape[:2])]):
-                    return tf.io.decode_jpeg(encoded, channels=3)
-
-            decoded = tf.cond(valid, image, lambda: tf.zeros(shape, tf.uint8))
-            return tf.ensure_shape(decoded, shape)
+            return tf.cond(
+                valid, lambda: decode_image(encoded, shape), lambda: tf.zeros(shape, tf.uint8)
+            )
 
         encoded = windows["images"][camera]
         decoded = tf.map_fn(
@@ -135,7 +125,7 @@ class TrainBatches(Iterator[Arrays]):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """Reads the first episode of up to 16 files, to estimate the size of a window.
+        """Reads about 16 episodes, to estimate the size of a window.
 
         Args:
           batch_size: windows per batch of this process.
@@ -143,19 +133,18 @@ class TrainBatches(Iterator[Arrays]):
             of an encoded window, plus the actions that chunks add and 1 kB of overhead.
 
         Raises:
-          UserError: ``chunk`` is below 1, the split does not exist, there are fewer files than processes, or the host
-            has too little memory.
+          UserError: ``chunk`` is below 1, the split does not exist, there are fewer episodes than processes, or the
+            host has too little memory.
         """
         expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
-        if len(self._split.files) < process_count:
+        if len(self._split) < process_count:
             raise UserError(
-                f"{dataset.directory}: split {split!r}: expected at least one file for each of "
-                f"{process_count} processes, found {len(self._split.files)}; start at most that "
-                "many processes, or write the dataset again with more files (TFDS max_shard_size)"
+                f"{dataset.directory}: split {split!r}: expected at least one episode for each of "
+                f"{process_count} processes, found {len(self._split)}; start at most that many processes"
             )
-        self._files, self._first = _share(self._split, process_index, process_count)
+        self._episodes = np.arange(process_index, len(self._split), process_count)
         self._batch_size = batch_size
         self._context, self._chunk = context, chunk
         self._seed, self._shuffle_megabytes = seed, shuffle_megabytes
@@ -192,7 +181,7 @@ class TrainBatches(Iterator[Arrays]):
             raise explain(self._dataset, self._split, error) from None
         self._epoch = int(batch.pop("epoch")[-1])
         self._window = int(batch.pop("window")[-1]) + 1
-        return batch
+        return _with_proprio(batch)
 
     @property
     def epoch(self) -> int:
@@ -220,26 +209,21 @@ class TrainBatches(Iterator[Arrays]):
 
     def _build(self) -> tf.data.Dataset:
         start_epoch, start_window = self._epoch, self._window
-        files, first = tf.constant(self._files), tf.constant(self._first, tf.int64)
-        seed, context = self._seed, self._context
+        seed, context, chunk = self._seed, self._context, self._chunk
 
         def cut_at_random(number: tf.Tensor, record: tf.Tensor, epoch_seed: tf.Tensor) -> Arrays:
             episode_seed = tf.random.experimental.stateless_fold_in(epoch_seed, number)
-            offset = tf.random.stateless_uniform((), episode_seed, 0, context, tf.int32)
-            return cut(record, self._dataset, offset, context, self._chunk)
+            return cut(record, self._dataset.layout, context, chunk, episode_seed)
 
         def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(first)), epoch_seed)
-            records = tf.data.Dataset.from_tensor_slices(
-                (tf.gather(files, order), tf.gather(first, order))
-            ).interleave(
-                lambda file, start: tf.data.TFRecordDataset(file).enumerate(start),
-                cycle_length=FILES_AT_ONCE,
+            episodes = tf.constant(self._episodes, tf.int64)
+            order = tf.random.experimental.stateless_shuffle(episodes, epoch_seed)
+            windows = (
+                self._split.records(order, RECORDS_AT_ONCE)
+                .map(lambda number, record: cut_at_random(number, record, epoch_seed))
+                .unbatch()
             )
-            windows = records.map(
-                lambda number, record: cut_at_random(number, record, epoch_seed)
-            ).unbatch()
             shuffle_seed = tf.random.stateless_uniform((), epoch_seed, None, None, tf.int64)
             return (
                 windows.shuffle(self.shuffle_windows, seed=shuffle_seed)
@@ -253,13 +237,13 @@ class TrainBatches(Iterator[Arrays]):
 
     def _memory(self, growth: float) -> float:
         """Returns the megabytes of the shuffle buffer, the records being read (raw and parsed), and the batches."""
-        record = self._split.num_bytes / sum(self._split.episodes)
+        record = self._split.num_bytes / len(self._split)
         images = sum(int(np.prod(shape)) for shape in self._dataset.image_shapes.values())
         chunk = 4 * self._chunk * self._dataset.action_dim
         batch = self._batch_size * self._context * (images + chunk)
         # A batch being decoded counts twice: its images, and the array that they are copied to.
         batches = BATCHES_AHEAD + 2 * BATCHES_DECODING + 2
-        reading = 2 * growth * record + FILES_AT_ONCE * 2**18
+        reading = 2 * growth * record + RECORDS_AT_ONCE * (record + 2**18)
         return self._shuffle_megabytes + _SLACK_MEGABYTES + (reading + batches * batch) / 1e6
 
 
@@ -291,13 +275,13 @@ class EvalBatches:
         expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
-        self._files, _ = _share(self._split, process_index, process_count)
+        self._episodes = np.arange(process_index, len(self._split), process_count)
         self._batch_size, self._context, self._chunk = batch_size, context, chunk
         per_episode = read_actions(dataset, split).windows(context)
         self._stride = max(1, int(per_episode.sum()) // windows) if windows else 1
-        ends = np.cumsum(self._split.episodes)
-        per_file = [int(counts.sum()) for counts in np.split(per_episode, ends[:-1])]
-        largest_share = max(sum(per_file[index::process_count]) for index in range(process_count))
+        largest_share = max(
+            int(per_episode[index::process_count].sum()) for index in range(process_count)
+        )
         count = -(-largest_share // self._stride)
         self._batches = -(-count // batch_size)
 
@@ -305,13 +289,10 @@ class EvalBatches:
         return self._batches
 
     def __iter__(self) -> Iterator[Arrays]:
+        layout, context, chunk = self._dataset.layout, self._context, self._chunk
         windows = (
-            tf.data.TFRecordDataset(tf.constant(self._files, tf.string))
-            .map(
-                lambda record: cut(
-                    record, self._dataset, tf.constant(0), self._context, self._chunk
-                )
-            )
+            self._split.records(tf.constant(self._episodes, tf.int64))
+            .map(lambda number, record: cut(record, layout, context, chunk))
             .unbatch()
             .shard(self._stride, 0)  # skips windows before their images are decoded
         )
@@ -322,23 +303,27 @@ class EvalBatches:
         padding = tf.data.Dataset.from_tensors(empty).repeat()
         windows = windows.concatenate(padding).take(self._batches * self._batch_size)
         try:
-            yield from _batches(windows, self._dataset, self._batch_size).as_numpy_iterator()
+            batches = _batches(windows, self._dataset, self._batch_size).as_numpy_iterator()
+            yield from map(_with_proprio, batches)
         except READ_ERRORS as error:
             raise explain(self._dataset, self._split, error) from None
 
 
+def _with_proprio(batch: Arrays) -> Arrays:
+    """Adds proprioception of width 0 where there is none."""
+    return {"proprio": np.zeros((*batch["mask"].shape, 0), np.float32), **batch}
+
+
 def _sample(dataset: Dataset, split: Split) -> tuple[int, int]:
-    """Returns the steps and encoded bytes of the first episode of up to 16 files."""
-    files = split.files[:: max(1, len(split.files) // 16)]
+    """Returns the steps and encoded bytes of about 16 episodes."""
     steps = encoded = 0
-    for file in files:
-        try:
-            for record in tf.data.TFRecordDataset(str(file)).take(1):
-                episode = parse(record, dataset)
-                steps += len(episode["action"])
-                encoded += len(record.numpy())
-        except READ_ERRORS as error:
-            raise explain(dataset, split, error) from None
+    order = tf.range(0, len(split), max(1, len(split) // 16), tf.int64)
+    try:
+        for _, record in split.records(order):
+            steps += len(dataset.layout.parse(record)["action"])
+            encoded += len(record.numpy())
+    except READ_ERRORS as error:
+        raise explain(dataset, split, error) from None
     if not steps:
         raise explain(dataset, split, ValueError("no steps"))
     return steps, encoded

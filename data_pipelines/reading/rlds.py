@@ -1,8 +1,9 @@
-"""Opens and validates an RLDS dataset written by TFDS.
+"""Opens and validates RLDS datasets written by TFDS.
 
-The layout, as ``data_pipelines.generate`` writes it: episodes of ``steps`` with one or more cameras under
-``observation/image/<camera>`` (JPEG), ``observation/proprio``, ``action`` and ``language_instruction``, and
-``episode_metadata``. ``metadata.json`` has the names, units and scale of the actions.
+What ``data_pipelines.generate`` writes has a ``metadata.json`` with the names, units and scale of the actions, and
+needs no mapping: one or more cameras under ``observation/image/<camera>``, ``observation/proprio``, ``action``,
+``language_instruction`` and ``episode_metadata``. Any other layout is read with a mapping
+(``data_pipelines.mapping``).
 
 Opening checks that every shard exists and has its full length (see ``records``), and that the JSON files are those that
 were generated, so that a broken dataset stops a run before it starts. TensorFlow verifies payload checksums when it
@@ -14,53 +15,48 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_pipelines.reading.records import FIX, payload_checksums
+import numpy as np
+from etils import epath
+from google.protobuf.json_format import ParseError
+
+from data_pipelines.mapping import DataMapping, Part, load_mapping
+from data_pipelines.reading.layout import (
+    STEPS,
+    Feature,
+    Layout,
+    image_size,
+    make_layout,
+    read_features,
+    width,
+)
+from data_pipelines.reading.records import FIX, FORMATS, index_records
+from data_pipelines.reading.splits import Split, hold_out, together
+from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError, nearest
 from mllm_act.files import read_json
 
 RECORD = "generation.json"  # beside the dataset: how it was generated, and the digests of its files
-STEPS = "steps/"
-ACTION = STEPS + "action"
-PROPRIO = STEPS + "observation/proprio"
-INSTRUCTION = STEPS + "language_instruction"
 IMAGE = STEPS + "observation/image/"  # followed by the name of the camera
-EPISODE = "episode_metadata/"
-_TEXT = (INSTRUCTION, EPISODE + "task")
-_INTEGERS = (EPISODE + "configuration", EPISODE + "episode")
-_MOST_CAMERAS = 64
-_LONGEST_VECTOR = 1_000_000  # numbers of an action or of proprioception
-_LARGEST_IMAGE = 100_000_000  # bytes of pixels; 8K video has 99,532,800
 _LONGEST_NAME = 1_000  # characters of a feature's path or a file's name
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The files of one split."""
-
-    name: str
-    files: tuple[Path, ...]
-    episodes: tuple[int, ...]  # per file
-    fingerprint: str  # changes with the bytes of any record
-    num_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The description of an RLDS dataset directory."""
+    """An RLDS dataset: one directory, or several as one set."""
 
-    directory: Path
+    directory: Path  # the first
     name: str
+    layout: Layout
     image_shapes: Mapping[str, tuple[int, int, int]]  # camera -> (height, width, 3)
     action_dim: int
     proprio_dim: int
-    metadata: Mapping[str, Any]  # the EnvSpec at recording time, as plain JSON types
+    metadata: Mapping[str, Any]  # name, names and units of actions, ...: as plain JSON types
     splits: Mapping[str, Split]
 
     @property
@@ -79,51 +75,161 @@ class Dataset:
         """Raises ``UserError`` if the actions do not have the expected number of dimensions."""
         if dimensions != self.action_dim:
             raise UserError(
-                f"{self.directory / 'features.json'}: {ACTION}: expected {dimensions} dimensions, "
+                f"{self.directory / 'features.json'}: {STEPS}action: expected {dimensions} dimensions, "
                 f"found {self.action_dim}; choose the config of this dataset's environment "
                 f"({self.metadata.get('name', self.name)!r})"
             )
 
 
-def open_dataset(directory: str | Path) -> Dataset:
-    """Opens a TFDS dataset directory with the layout above.
+def open_dataset(directory: str | Path, mapping: DataMapping | str | None = None) -> Dataset:
+    """Opens TFDS dataset directories.
 
     Reads only the JSON files and the record headers: milliseconds for thousands of episodes.
 
+    Args:
+      directory: a dataset's, local or ``gs://``, or one that contains its versions; several with commas between them
+        are opened as one set.
+      mapping: what to take from it, or the name of its file; None or "" for what ``data_pipelines.generate`` wrote.
+
     Raises:
-      UserError: the directory is missing or is not a dataset; a feature is missing or has the wrong type; a shard is
-        missing, truncated, or does not have the number of episodes stated in ``dataset_info.json``.
+      UserError: a directory is missing or is not a dataset; a feature is missing or has the wrong type; a shard is
+        missing, truncated, or does not have the number of episodes stated in ``dataset_info.json``; or the sets do not
+        fit together.
     """
-    directory = Path(directory)
+    if isinstance(mapping, str):
+        mapping = load_mapping(mapping, "config.data.mapping") if mapping else None
+    parts = [_open(folder, mapping) for folder in _directories(str(directory))]
+    first, *others = parts
+    for other in others:
+        for key in ("metadata", "image_shapes", "proprio_dim"):
+            if getattr(first, key) != getattr(other, key):
+                raise UserError(
+                    f"{other.directory}: expected the {key} of {first.directory}, {getattr(first, key)!r:.300}, found "
+                    f"{getattr(other, key)!r:.300}; train on them as a mixture, or give both a mapping that fits"
+                )
+    names = {name: None for part in parts for name in part.splits}
+    splits = {name: together([p.splits[name] for p in parts if name in p.splits]) for name in names}
+    if "train" in splits and "val" not in splits:
+        splits |= hold_out(splits["train"], first.layout.mapping.held_out)
+    return dataclasses.replace(first, splits=splits)
+
+
+def features_of(directory: str) -> dict[str, Feature]:
+    """Returns the features of a dataset without a mapping, for ``data_pipelines.check``."""
+    folder = _directories(directory)[0]
+    tree = _read(folder, "features.json")
+    with _structure(folder / "features.json"):
+        return read_features(folder, tree)
+
+
+def _directories(text: str) -> list[Path]:
+    """Returns the folders that a text names: one, or several with commas between them."""
+    if _path(text).exists():
+        return [_version(_path(text))]
+    return [_version(_path(part.strip())) for part in text.split(",")]
+
+
+def _path(text: str) -> Path:
+    return epath.Path(text) if "://" in text else Path(text)
+
+
+def _version(folder: Path) -> Path:
+    """Returns the dataset in a folder; of several versions of one dataset the newest."""
+    if (folder / "dataset_info.json").exists() or not folder.is_dir():
+        return folder
+    found = [
+        file.parent
+        for pattern in ("*", "*/*")
+        for file in folder.glob(f"{pattern}/dataset_info.json")
+    ]
+    parents = {version.parent for version in found}
+    numbers = [re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version.name) for version in found]
+    if len(parents) == 1 and all(numbers):
+        newest = max(found, key=lambda version: tuple(map(int, version.name.split("."))))
+        print(f"{folder}: reading {newest}")
+        return newest
+    return folder
+
+
+def _open(directory: Path, mapping: DataMapping | None) -> Dataset:
     info = _read(directory, "dataset_info.json")
     tree = _read(directory, "features.json")
-    metadata = _read(directory, "metadata.json")
+    path = directory / "features.json"
+    metadata = _read(directory, "metadata.json") if mapping is None else mapping.metadata()
     _check_digests(directory)
-    with _structure(directory / "features.json"):
-        features = _flatten(tree)
-        _check_features(directory / "features.json", features)
-        action_dim = _shape(features[ACTION]["tensor"])[0]
+    with _structure(path):
+        features = read_features(directory, tree)
+        for name in features:
+            _name(name)
+        if mapping is None:
+            mapping = _own_mapping(directory, features, metadata)
+    layout = make_layout(path, features, mapping)
+    action_dim = sum(len(part.names) for part in mapping.action)
     _check_metadata(directory / "metadata.json", metadata, action_dim)
     with _structure(directory / "dataset_info.json"):
-        schema = repr(sorted(features))
+        schema = repr((sorted(features), dataclasses.replace(mapping, step=None)))
         splits = [_open_split(directory, info, split, schema) for split in info["splits"]]
+        splits = [split for split in splits if len(split)]
         name = _name(info["name"])
         files = [file for split in splits for file in split.files]
         if len(set(files)) < len(files) or len({split.name for split in splits}) < len(splits):
             raise ValueError("two splits or shards of the same name")
+        if not splits:
+            raise ValueError("no split with an episode")
     return Dataset(
         directory=directory,
         name=name,
-        image_shapes={
-            key.removeprefix(IMAGE): _shape(feature["image"])
-            for key, feature in sorted(features.items())
-            if key.startswith(IMAGE)
-        },
+        layout=layout,
+        image_shapes=_image_shapes(layout, splits[0]),
         action_dim=action_dim,
-        proprio_dim=_shape(features[PROPRIO]["tensor"])[0],
+        proprio_dim=sum(len(part.names) for part in mapping.proprio),
         metadata=metadata,
         splits={split.name: split for split in splits},
     )
+
+
+def _own_mapping(
+    directory: Path, features: Mapping[str, Feature], metadata: dict[str, Any]
+) -> DataMapping:
+    """Returns the mapping of what ``data_pipelines.generate`` wrote."""
+    cameras = {
+        path.removeprefix(IMAGE): path.removeprefix(STEPS)
+        for path in features
+        if path.startswith(IMAGE)
+    }
+    if not cameras:
+        raise UserError(
+            f"{directory / 'features.json'}: {IMAGE}<camera>: expected at least one camera, found none; describe the "
+            f"dataset in a mapping: python -m data_pipelines.check {directory} writes a draft"
+        )
+
+    def parts(key: str) -> tuple[Part, ...]:
+        wrong, numbers = width(features, key)
+        return (
+            Part(key, ("",) if wrong else tuple(map(str, range(numbers)))),
+        )  # make_layout reports it
+
+    return DataMapping(
+        name=str(metadata.get("name")),
+        cameras=cameras,
+        action=parts("action"),
+        proprio=parts("observation/proprio"),
+        instruction=("language_instruction",),
+        task="episode_metadata/task",
+    )
+
+
+def _image_shapes(layout: Layout, split: Split) -> dict[str, tuple[int, int, int]]:
+    """Returns the shape of each camera's images; that of its first image where ``features.json`` leaves it open."""
+    shapes = {camera: shape for camera, shape in layout.image_shapes.items() if shape is not None}
+    unknown = [camera for camera in layout.image_shapes if camera not in shapes]
+    if unknown:
+        [(_, record)] = split.records(tf.constant([0], tf.int64))
+        images = layout.parse(record)["images"]
+        for camera in unknown:
+            rows, columns = image_size(images[camera][0]).numpy().tolist()
+            shapes[camera] = (rows, columns, 3)
+    return dict(sorted(shapes.items()))
 
 
 def _read(directory: Path, name: str) -> dict[str, Any]:
@@ -135,6 +241,11 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
             raise UserError(
                 f"{directory}: no such directory; generate a dataset with "
                 f"python -m data_pipelines.generate --out={directory}"
+            ) from None
+        if name == "metadata.json":
+            raise UserError(
+                f"{path}: expected this file of what data_pipelines.generate writes, found none; describe the dataset "
+                f"in a mapping (--config.data.mapping): python -m data_pipelines.check {directory} writes a draft"
             ) from None
         datasets = sorted(file.parent for file in directory.glob(f"**/{name}"))
         fix = f"did you mean {datasets[0]}?" if datasets else FIX
@@ -148,8 +259,16 @@ def _structure(path: Path) -> Iterator[None]:
     """Turns what is raised where a JSON file has another structure than TFDS writes into a ``UserError``."""
     try:
         yield
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = error if type(error) is ValueError else f"{type(error).__name__} {error}"
+    except (
+        AttributeError,
+        LookupError,
+        ParseError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
+        reason = " ".join(reason.split())[:300]
         raise UserError(
             f"{path}: expected the structure that TFDS writes, found another ({reason}); {FIX}"
         ) from None
@@ -200,64 +319,6 @@ def _check_metadata(path: Path, metadata: dict[str, Any], action_dim: int) -> No
         )
 
 
-def _flatten(feature: dict[str, Any], key: str = "") -> dict[str, dict[str, Any]]:
-    """Returns the leaves of a TFDS feature tree, keyed by their names in a tf.train.Example."""
-    if "sequence" in feature:
-        return _flatten(feature["sequence"]["feature"], key)
-    if "featuresDict" not in feature:
-        return {key: feature}
-    leaves = {}
-    for name, child in feature["featuresDict"]["features"].items():
-        leaves.update(_flatten(child, _name(f"{key}/{name}" if key else name)))
-    return leaves
-
-
-def _check_features(path: Path, features: Mapping[str, dict[str, Any]]) -> None:
-    for key in (ACTION, PROPRIO, *_TEXT, *_INTEGERS):
-        if key not in features:
-            raise UserError(
-                f"{path}: {key}: expected this feature, found none; {nearest(key, features)}; "
-                "store the dataset in the layout described in data_pipelines/reading/rlds.py"
-            )
-    for key in (ACTION, PROPRIO):
-        tensor = features[key].get("tensor", {})
-        dtype, encoding = tensor.get("dtype"), tensor.get("encoding", "none")
-        shape = _shape(tensor)
-        right = (dtype, encoding, len(shape)) == ("float32", "none", 1)
-        if not right or not 1 <= shape[0] <= _LONGEST_VECTOR:
-            raise UserError(
-                f"{path}: {key}: expected a float32 vector of at most {_LONGEST_VECTOR:,} numbers without encoding, "
-                f"found dtype {reprlib.repr(dtype)}, encoding {reprlib.repr(encoding)}, shape {shape}; "
-                "convert the dataset"
-            )
-    cameras = {key: feature for key, feature in features.items() if key.startswith(IMAGE)}
-    if not cameras:
-        raise UserError(
-            f"{path}: {IMAGE}<camera>: expected at least one camera, found none; "
-            "store images in the layout described in data_pipelines/reading/rlds.py"
-        )
-    if len(cameras) > _MOST_CAMERAS:
-        raise UserError(
-            f"{path}: {IMAGE}<camera>: expected at most {_MOST_CAMERAS} cameras, found {len(cameras)}; {FIX}"
-        )
-    for key, feature in cameras.items():
-        image = feature.get("image", {})
-        shape = _shape(image)
-        fits = len(shape) == 3 and min(shape) > 0 and shape[2] == 3
-        if image.get("encodingFormat") != "jpeg" or not fits or math.prod(shape) > _LARGEST_IMAGE:
-            raise UserError(
-                f"{path}: {key}: expected a JPEG image of shape (height, width, 3) and at most {_LARGEST_IMAGE:,} "
-                f"bytes, found encoding {reprlib.repr(image.get('encodingFormat'))}, shape {shape}; convert the dataset"
-            )
-
-
-def _shape(feature: Mapping[str, Any]) -> tuple[Any, ...]:
-    dimensions = feature.get("shape", {}).get("dimensions", ())
-    if len(dimensions) > 8:
-        raise ValueError(f"a tensor of {len(dimensions)} dimensions")
-    return tuple(map(_integer, dimensions))
-
-
 def _integer(value: Any) -> int:
     """Returns an integer, which protobuf writes as a string in JSON."""
     if type(value) not in (int, str) or not re.fullmatch("-?[0-9]{1,15}", str(value)):
@@ -274,9 +335,9 @@ def _name(value: Any) -> str:
 
 def _open_split(directory: Path, info: dict[str, Any], split: dict[str, Any], schema: str) -> Split:
     file_format = info.get("fileFormat", "tfrecord")
-    if file_format != "tfrecord":
+    if file_format not in FORMATS:
         raise UserError(
-            f"{directory / 'dataset_info.json'}: fileFormat: expected 'tfrecord', found "
+            f"{directory / 'dataset_info.json'}: fileFormat: expected one of {', '.join(FORMATS)}, found "
             f"{reprlib.repr(file_format)}; convert it with tfds convert_format"
         )
     name, lengths = _name(split["name"]), split["shardLengths"]
@@ -290,23 +351,40 @@ def _open_split(directory: Path, info: dict[str, Any], split: dict[str, Any], sc
         )
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
     digest = hashlib.sha256(schema.encode())
-    files = []
+    files, found = [], []
     for index, expected in enumerate(episodes):
-        path = directory / _file_name(_name(template), info["name"], name, index, len(episodes))
-        if not os.path.isfile(path):  # False, too, for what cannot be a file's name
+        values = {"DATASET": info["name"], "SPLIT": name, "FILEFORMAT": file_format}
+        path = directory / _file_name(_name(template), values, index, len(episodes))
+        if not _is_file(path):
             raise UserError(
                 f"{path}: missing shard {index + 1} of {len(episodes)} of split {name!r}; {FIX}"
             )
-        digest.update(path.name.encode() + payload_checksums(path, expected))
+        found.append(index_records(path, expected, file_format))
+        digest.update(path.name.encode() + found[-1].content)
         files.append(path)
-    num_bytes = sum(file.stat().st_size for file in files)
-    return Split(name, tuple(files), episodes, digest.hexdigest()[:32], num_bytes)
+    return Split(
+        name,
+        tuple(files),
+        np.repeat(np.arange(len(files), dtype=np.int32), episodes),
+        np.concatenate([np.arange(n, dtype=np.int32) for n in episodes]),
+        np.concatenate([records.position for records in found]),
+        np.concatenate([records.size for records in found]),
+        file_format,
+        digest.hexdigest()[:32],
+    )
 
 
-def _file_name(template: str, dataset: str, split: str, index: int, count: int) -> str:
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False, too, for what cannot be a file's name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _file_name(template: str, values: dict[str, str], index: int, count: int) -> str:
     """Returns a shard's name from TFDS's template. (``str.format`` would obey widths of any number of digits.)"""
-    values = {"DATASET": dataset, "SPLIT": split, "FILEFORMAT": "tfrecord"}
-    values |= {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{count:05d}"}
+    values = values | {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{count:05d}"}
     values["SHARD_X_OF_Y"] = f"{index:05d}-of-{count:05d}"
     name = re.sub(r"\{([A-Z_]+)\}", lambda match: _name(values[match[1]]), template)
     if name.startswith("/") or ".." in PurePosixPath(name).parts:

@@ -44,11 +44,11 @@ def dataset_statistics(dataset: Dataset, split: str = "train") -> Statistics:
         proprio=moments(actions.proprio),
         num_steps=len(actions.action),
         num_episodes=len(actions.tasks),
-        num_segments=len(actions.instructions),
+        num_segments=int(actions.segment[-1]) + 1,
         split=split,
         fingerprint=fingerprint,
         tasks=tuple(sorted(set(actions.tasks))),
-        instructions=tuple(sorted(set(actions.instructions))),
+        instructions=actions.instructions,
     )
     try:
         values = result.to_dict()

@@ -11,8 +11,7 @@ is repeated, not masked.
 
 from typing import Any, TypeAlias
 
-from data_pipelines.reading.episodes import parse
-from data_pipelines.reading.rlds import Dataset
+from data_pipelines.reading.layout import Layout, choose_text
 from data_pipelines.tensorflow_cpu import tf
 
 Arrays = dict[str, Any]  # names to arrays, or to dicts of arrays
@@ -56,30 +55,48 @@ def _chunks(action: tf.Tensor, last: tf.Tensor, chunk: int) -> tf.Tensor:
     return tf.reshape(tf.gather(action, index), (-1, chunk * action.shape[1]))
 
 
-def cut(record: tf.Tensor, dataset: Dataset, offset: tf.Tensor, context: int, chunk: int) -> Arrays:
-    """Checks one stored episode and cuts it into W windows of encoded images."""
-    episode = parse(record, dataset)
+def cut(
+    record: tf.Tensor, layout: Layout, context: int, chunk: int, seed: tf.Tensor | None = None
+) -> Arrays:
+    """Checks one stored episode and cuts it into W windows of encoded images.
+
+    Args:
+      record: of the episode.
+      layout: of the dataset.
+      context: T.
+      chunk: H.
+      seed: int64[2], draws the offset at which the episode is cut, and its instruction where there are several;
+        without one the first window begins with the episode, and the instruction is the first.
+    """
+    episode, offset = layout.parse(record), tf.constant(0)
+    if seed is not None:
+        offset = tf.random.stateless_uniform((), seed, 0, context, tf.int32)
+    instruction = choose_text(episode["instruction"], seed)
     length = tf.shape(episode["action"])[0]
     checks = [tf.debugging.assert_positive(length, "an episode without steps")]
-    for values in (episode["proprio"], episode["instruction"], *episode["images"].values()):
+    for values in (episode["proprio"], instruction, *episode["images"].values()):
         checks.append(tf.debugging.assert_equal(tf.shape(values)[0], length, "steps missing"))
     for values in (episode["action"], episode["proprio"]):
         checks.append(tf.debugging.assert_all_finite(values, "not finite"))
     with tf.control_dependencies([check for check in checks if check is not None]):
-        first, last = segments(episode["instruction"])
+        first, last = segments(instruction)
         index, mask = window_index(first, offset, context)
 
     def windows(values: tf.Tensor) -> tf.Tensor:
         return tf.where(mask[..., None], tf.gather(values, index), 0.0)
 
-    return {
+    result = {
         "images": {
             camera: tf.where(mask, tf.gather(encoded, index), "")
             for camera, encoded in episode["images"].items()
         },
-        "proprio": windows(episode["proprio"]),
         "action": windows(_chunks(episode["action"], last, chunk)),
         "mask": mask,
-        "instruction": tf.gather(episode["instruction"], index[:, 0]),
+        "instruction": tf.gather(instruction, index[:, 0]),
         "task": tf.fill([tf.shape(index)[0]], episode["task"]),
     }
+    if episode["proprio"].shape[
+        1
+    ]:  # TensorFlow 2.21 crashes when it batches tensors without elements
+        result["proprio"] = windows(episode["proprio"])
+    return result

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from statistics import median
 
 from data_pipelines.reading.episodes import read_actions
+from data_pipelines.reading.layout import STEPS
 from data_pipelines.reading.pipeline import TrainBatches, cores, options
-from data_pipelines.reading.rlds import IMAGE, Dataset, Split, open_dataset
+from data_pipelines.reading.rlds import Dataset, open_dataset
+from data_pipelines.reading.splits import Split
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.files import user_path
 from mllm_act.ranges import check_flags
@@ -25,10 +27,8 @@ from mllm_act.ranges import check_flags
 
 def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
     """Reads and decodes the images of a split, repeatedly; yields the number of frames of each episode."""
-    spec = {
-        IMAGE + camera: tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True)
-        for camera in dataset.cameras
-    }
+    keys = [STEPS + key for key in dataset.layout.mapping.cameras.values()]
+    spec = {key: tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True) for key in keys}
 
     def decode(record: tf.Tensor) -> list[tf.Tensor]:
         return [

@@ -48,6 +48,7 @@ class Checkpointer:
                     max_to_keep=KEPT,
                     enable_async_checkpointing=True,
                     cleanup_tmp_directories=True,
+                    lightweight_initialize=True,  # reads no files of earlier steps, which may be damaged
                     temporary_path_class=digests.DigestedPath,
                 ),
             )
@@ -135,11 +136,14 @@ class Checkpointer:
 
 def steps(workdir: Path) -> list[int]:
     """Returns the steps of a run's checkpoints, in no order."""
-    try:
-        names = os.listdir(workdir / "checkpoints")
-    except (FileNotFoundError, NotADirectoryError):
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
         return []
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    return [
+        int(p.name)
+        for p in folder.iterdir()
+        if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()
+    ]
 
 
 def read_meta(workdir: Path, step: int) -> dict[str, Any]:

@@ -163,7 +163,9 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
         key = f"config.mixture.{name}"
         sources[name] = _open(key, part, part.weight)
         env = sources[name].dataset.metadata["name"]
-        if env != name:
+        if part.data.mapping:  # the mapping names the robot
+            sources[env] = sources.pop(name)
+        elif env != name:
             raise UserError(
                 f"{key}.data.directory: expected demonstrations of {name}, found those of {env}, for which the config "
                 f"has {'another part' if env in config.mixture else 'no adapter'}; give the directory to the part of "
@@ -240,7 +242,7 @@ def _open(key: str, config: ConfigDict, weight: float) -> Source:
         if value < 1:
             raise UserError(f"{key}.{name}: expected at least 1, found {value}")
     adapter = adapter_class(config.adapter.name, f"{key}.adapter.name")
-    dataset = rlds.open_dataset(config.data.directory)
+    dataset = rlds.open_dataset(config.data.directory, config.data.mapping)
     actions = _actions(key, config, adapter, dataset)
     statistics = dataset_statistics(dataset)
     tokenizer = None

@@ -26,6 +26,7 @@ from mllm_act.policy.network import NetworkConfig, PolicyNetwork, build_network,
 from mllm_act.policy.prompt import train_text_tokenizer
 from mllm_act.ranges import check_ranges
 from mllm_act.training import embodiments, memory, optimizer, sharding
+from mllm_act.training.augment import Augmentation
 from mllm_act.training.embodiments import Embodiment
 from mllm_act.training.guards import check_float32, check_same_run
 from mllm_act.training.initialize import initial_parameters
@@ -48,6 +49,9 @@ MAY_DIFFER = (
     "config.remat",
     "network.model.remat",
 )
+
+
+FEW_UPDATES = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,11 @@ def set_up(config: ConfigDict) -> Run:
     if steps is None:
         windows = sum(source.windows for source in sources.values())
         steps = max(1, round(config.epochs * windows / batch_size))
+        if steps < FEW_UPDATES:
+            print(
+                f"notice: {config.epochs:g} epochs of {windows:.0f} windows are {steps} updates, which teach a policy "
+                f"little; --config.steps={FEW_UPDATES} or more sets them for a small dataset"
+            )
 
     network_config = NetworkConfig(
         config.preset, model, preset.trained, {name: robot.config for name, robot in robots.items()}
@@ -158,6 +167,7 @@ def set_up(config: ConfigDict) -> Run:
             )
             for name, source in sources.items()
         },
+        augmentation=Augmentation(config.augment.crop, config.augment.color),
     )  # fmt: skip
     run = Run(
         mesh, robots, network_config, recipe, sharding.abstract(state, mesh),
@@ -229,7 +239,7 @@ def _resume(
     paths = [
         f"{embodiment.source.key}.{key}"
         for embodiment in run.embodiments.values()
-        for key in ("data.directory", "tokenizer")
+        for key in ("data.directory", "data.mapping", "tokenizer")
     ]
     same = ("config", "network", "statistics", "prompt")
     check_same_run(saved, meta, same, (*MAY_DIFFER, *paths), workdir)

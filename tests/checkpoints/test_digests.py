@@ -172,6 +172,20 @@ def test_the_doctor_lists_what_is_damaged_and_how_to_go_on(
     assert any(line.startswith("note") and "interrupted save" in line for line in lines)
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b'{"init_timestamp_nsecs": "x"}'])
+def test_files_that_nothing_reads_do_not_matter(run: Path, content: bytes) -> None:
+    """Orbax's notes of times, and what else is in the folder."""
+    folder = run / "checkpoints"
+    (folder / "8" / "_CHECKPOINT_METADATA").write_bytes(content)
+    (folder / "99").touch()
+    (folder / "12.orbax-checkpoint-tmp").mkdir()
+    load(run)
+    with Checkpointer(run) as checkpoints:
+        assert checkpoints.latest_step == 8
+        checkpoints.save(12, {"trained": {"a": jnp.ones(2)}}, {})
+    assert {path.name for path in folder.iterdir()} == {"8", "12", "99"}
+
+
 def check_a_failing_save(workdir: Path, reason: str) -> None:
     """Saves larger and larger steps: the last good one is named and usable, and nothing is left of the failed one."""
     with pytest.raises(UserError) as caught, Checkpointer(workdir) as checkpoints:

@@ -79,13 +79,12 @@ CAMERA = (*CAMERAS, "corner4", "image", "shape", "dimensions")
     ("keys", "value", "found"),
     [
         ((*LEAVES, "action", "tensor", "shape", "dimensions"), ["1000000000"], "shape"),
-        ((*LEAVES, "action", "tensor", "shape", "dimensions"), ["9" * 20], "in place of an integer"),
+        ((*LEAVES, "action", "tensor", "shape", "dimensions"), ["9" * 20], "expected the structure"),
         (CAMERA, ["60000", "60000", "3"], "at most 100,000,000 bytes"),
-        (CAMERA, ["-1", "-1", "3"], "shape (-1, -1, 3)"),
-        (CAMERAS, {f"camera{i}": {"image": {}} for i in range(10_000)}, "found 10000"),
+        (CAMERAS, {f"camera{i}": {"image": {}} for i in range(10_000)}, "expected the structure"),
         (CAMERAS, ["as long as a million cameras" * 600_000], "more than 16,000,000"),
-        (CAMERAS, {"x" * 5_000: {"image": {}}}, "in place of a name"),
-        (CAMERAS, {"a\nb": {"image": {}}}, "in place of a name"),
+        (CAMERAS, {"x" * 5_000: {"image": {}}}, "expected the structure"),
+        (CAMERAS, {"a\nb": {"image": {}}}, "expected the structure"),
     ],
 )  # fmt: skip
 def test_features_that_cannot_be(
@@ -154,15 +153,18 @@ def changed(folder: Path, change: Callable[[Any], object]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("key", ["steps/language_instruction", "episode_metadata/task"])
-def test_a_text_that_is_not_utf8(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("steps/language_instruction", "instruction"), ("episode_metadata/task", "task")],
+)
+def test_a_text_that_is_not_utf8(tmp_path: Path, key: str, name: str) -> None:
     path = changed(
         tmp_path, lambda features: features[key].bytes_list.value.__setitem__(-1, b"\xff\n\x1b")
     )
     with pytest.raises(UserError) as error:
         dataset_statistics(open_dataset(tmp_path))
     message = str(error.value)
-    assert f"{path}: record 1" in message and f"{key}: expected UTF-8, found" in message
+    assert f"{path}: record 1" in message and f"{name}: expected UTF-8, found" in message
     assert message.isprintable()
 
 
@@ -170,7 +172,7 @@ def test_a_record_that_is_no_message(tmp_path: Path) -> None:
     path = dataset(SHARD, False, tmp_path)
     path.write_bytes(frame(b"\xff\xfe\n" * 50) * 2)
     for read in first_batches(tmp_path):
-        with pytest.raises(UserError, match=f"{SHARD}: record 0: expected the features of"):
+        with pytest.raises(UserError, match=rf"{SHARD}: record \d: expected the features of"):
             read()
 
 
@@ -179,11 +181,11 @@ def test_a_shard_deleted_or_replaced_while_training(tmp_path: Path) -> None:
     reads = first_batches(tmp_path)
     path.unlink()
     for read in reads:
-        with pytest.raises(UserError, match=f"{SHARD}: record 0: expected to read it, found"):
+        with pytest.raises(UserError, match=rf"{SHARD}: record \d: expected to read it, found"):
             read()
     path.mkdir()
     for read in reads:
-        with pytest.raises(UserError, match=f"{SHARD}: record 0: expected to read it, found"):
+        with pytest.raises(UserError, match=rf"{SHARD}: record \d: expected to read it, found"):
             read()
 
 
@@ -196,7 +198,7 @@ def test_jpegs_that_decode_to_half_a_gigabyte_each(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for read in first_batches(tmp_path)[1:]:
         with pytest.raises(
-            UserError, match=r"corner4: expected a JPEG .* \(16, 16, 3\), found \(13000"
+            UserError, match=r"corner4: expected an image .* \(16, 16, 3\), found \(13000"
         ):
             read()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

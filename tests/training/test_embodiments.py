@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from mllm_act.policy import Policy
 from mllm_act.policy.network import PolicyNetwork
 from tests import pretrained_folder
 from tests.data_pipelines import tiny_rlds
+from tests.policy.window import decider
 
 pytestmark = pytest.mark.slow
 
@@ -75,20 +74,14 @@ def test_a_policy_of_discrete_actions_learns_and_acts_as_in_training(
     dataset = rlds.open_dataset(babyai)
     [episode, *_] = pipeline.EvalBatches(dataset, "train", batch_size=1, context=3)
     [text] = [text.decode() for text in episode["instruction"]]
-    memory, network = policy.start(batch=1), policy._network(policy._parameters)
-    reading = network.mllm.read(*map(jax.numpy.asarray, policy.prompt.tokens([text])))
+    memory, decide = policy.start(batch=1), decider(policy)
     for t in range(int(episode["mask"].sum())):
         images = {"top": episode["images"]["top"][:, t]}
         first = np.array([t == 0])
         action, memory = policy.act(images, episode["proprio"][:, t], [text], first, memory)
         assert action.shape == (1, 1) and action[0, 0] in range(6)
-        seen = {"top": jax.numpy.array(episode["images"]["top"][:, : t + 1])}
-        latents = network.mllm.latents(seen, reading.instruction)
-        past = network.adapters[policy.name].encode(jax.numpy.array(episode["action"][:, : t + 1]))
-        mask = jax.numpy.ones((1, t + 1), bool)
-        newest = jax.numpy.asarray(episode["proprio"][:, t])
-        tokens = network.act(policy.name, reading, latents, mask, newest, past)
-        expected = network.adapters[policy.name].decode(tokens)
+        seen = {"top": episode["images"]["top"][:, : t + 1]}
+        expected = decide(text, seen, episode["action"][:, : t + 1], episode["proprio"][:, t])
         np.testing.assert_array_equal(action, expected)
     drawn = set()
     for seed in range(20):
@@ -158,23 +151,14 @@ def test_a_vocabulary_without_digits_is_refused_for_lang(
 
 
 @pytest.fixture(scope="module")
-def mixture(babyai: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def mixture(babyai: Path, metaworld: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The config of Meta-World with RVQ and BabyAI with SemLang, and where it was trained."""
     home = tmp_path_factory.mktemp("mixture")
-    words = "-m data_pipelines.generate --env=metaworld --tasks=drawer-close-v3 --episodes=4 --workers=2"
-    command = [sys.executable, *words.split(), f"--out={home / 'metaworld'}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    tokenizer = load_config(str(ROOT / "configs/tokenizer/metaworld.py:rvq"))
-    tokenizer.update_from_flattened_dict({
-        "data.directory": str(home / "metaworld"), "data.batch_size": 32, "steps": 10, "log_every": 10,
-        "checkpoint_every": 10, "tokenizer.hidden": 32, "tokenizer.width": 16, "tokenizer.codes": 16, "replay": False,
-    })  # fmt: skip
-    train_tokenizer.main(tokenizer, home / "tokenizer")
     config = configure(
         "policy/mixture.py:metaworld=rvq,babyai=semlang",
         **{
-            "mixture.metaworld.data.directory": str(home / "metaworld"),
-            "mixture.metaworld.tokenizer": str(home / "tokenizer"),
+            "mixture.metaworld.data.directory": str(metaworld / "data"),
+            "mixture.metaworld.tokenizer": str(metaworld / "tokenizer"),
             "mixture.babyai.data.directory": str(babyai),
             "mixture.babyai.data.context": 4,
             "mixture.babyai.weight": 3.0,

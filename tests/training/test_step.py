@@ -125,7 +125,7 @@ def test_validation_does_not_depend_on_the_batch_size() -> None:
     recipe = Recipe(
         graph, optax.identity(), jax.random.key(0), {"arm": 1.0}, {"arm": None}, {"arm": units}
     )
-    compiled = jax.jit(partial(validate, recipe), static_argnums=2, compiler_options=tiny.FAST)
+    compiled = jax.jit(partial(validate, recipe), static_argnums=2)
     batch, nothing = windows(adapter.discrete), nnx.State({})
     found = {
         size: average([compiled(state, nothing, "arm", part) for part in cut(batch, size)])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.reading.pipeline import EvalBatches, TrainBatches
-from data_pipelines.reading.records import payload_checksums
+from data_pipelines.reading.records import index_records
 from data_pipelines.reading.rlds import open_dataset
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
@@ -267,4 +267,6 @@ def test_record_walk_reads_the_stored_checksums(tmp_path: Path) -> None:
     with tf.io.TFRecordWriter(str(path)) as writer:
         for payload in (b"one", b"", b"three" * 100):
             writer.write(payload)
-    assert len(payload_checksums(path, 3)) == 3 * 4
+    records = index_records(path, 3, "tfrecord")
+    assert records.size.tolist() == [16 + 3, 16, 16 + 500] and len(records.content) == 3 * 4
+    assert records.position.tolist() == [0, 19, 35]

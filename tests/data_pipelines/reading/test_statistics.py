@@ -51,7 +51,6 @@ def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
     np.testing.assert_array_equal(actions.proprio, proprio)
     assert actions.lengths.tolist() == [4, 1, 7, 3]
     assert actions.tasks == ("task-0", "task-1", "task-0", "task-1")
-    assert actions.configurations.tolist() == [0, 1, 2, 3]
     assert actions.episode.tolist() == [0] * 4 + [1] + [2] * 7 + [3] * 3
 
     result = dataset_statistics(open_dataset(directory))
