@@ -76,8 +76,8 @@ COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --pyth
 
 lock: setup  ## resolve the pins again (UPGRADE=--upgrade takes the newest)
 	@cp requirements/lock.txt .venv/lock.txt
-	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra babyai --extra pretrained --extra test -o .venv/lock.txt
-	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, babyai, pretrained, test." \
+	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra babyai --extra lerobot --extra pretrained --extra test -o .venv/lock.txt
+	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, babyai, lerobot, pretrained, test." \
 		| cat - .venv/lock.txt > requirements/lock.txt
 	@cp requirements/parity.txt .venv/parity.txt
 	@$(COMPILE) $(UPGRADE) --extra parity -c requirements/lock.txt -o .venv/parity.txt

@@ -89,7 +89,7 @@ class DataMapping:
     def metadata(self) -> dict[str, Any]:
         """Returns the mapping as plain JSON types, as a checkpoint keeps it; acting needs no file."""
         values = dataclasses.asdict(dataclasses.replace(self, step=None))
-        del values["step"]
+        values["step"] = self.step is not None
         numbers = [(name, part) for part in self.action for name in part.names]
         return {
             "name": self.name,

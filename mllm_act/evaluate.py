@@ -1,15 +1,23 @@
-"""Evaluates a policy in the simulator: plays episodes and reports success rates.
+"""Evaluates a policy in the simulator, or on recorded episodes.
 
     python -m mllm_act.evaluate --checkpoint=runs/metaworld/rvq --env=metaworld --split=test
+    python -m mllm_act.evaluate --checkpoint=runs/my_robot --data=DIR --split=val
 
-All simulators are stepped together in worker processes, and the policy acts on them as one batch. An episode ends at
-its first success or at the horizon. Writes to ``--out``: ``episodes.csv`` (one line per episode, with its seed),
-``tasks.csv`` (success and Wilson's 95 % interval), ``summary.json`` and a video of each task's first episode. The files
-of an earlier evaluation, which its ``summary.json`` lists, are replaced; a folder that holds others is refused. The
-same seed gives the same results, with ``--sample`` too.
+With ``--env`` it plays episodes and reports success rates. All simulators are stepped together in worker processes, and
+the policy acts on them as one batch. An episode ends at its first success or at the horizon. Writes to ``--out``:
+``episodes.csv`` (one line per episode, with its seed), ``tasks.csv`` (success and Wilson's 95 % interval),
+``summary.json`` and a video of each task's first episode. The same seed gives the same results, with ``--sample`` too.
+
+With ``--data`` recorded frames pass through the policy as on the robot, and its actions are compared with the recorded
+ones: see ``mllm_act.evaluate_data``. Writes ``dimensions.csv``, ``episodes.csv``, ``horizon.csv`` (of policies with
+chunks), ``summary.json``, and plots of up to 8 episodes.
+
+The files of an earlier evaluation, which its ``summary.json`` lists, are replaced; a folder that holds others is
+refused.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -41,6 +49,9 @@ SUMMARY = (
     "summary.json"  # of an evaluation; its key "files" lists all files that the evaluation wrote
 )
 PARTIAL = ".partial-"  # prefix of what a killed evaluation leaves
+# Options that are read only with a simulator, or only with --data.
+SIMULATED = ("tasks", "horizon", "seed", "workers", "timeout", "sample", "no_videos")
+RECORDED = ("mapping", "embodiment", "episodes")
 
 
 def step_keys(steps: Sequence[tuple[Job, int]]) -> Key[Array, " B"]:
@@ -105,6 +116,11 @@ def write_results(
         [{**e.job._asdict(), "success": int(e.success), "steps": e.steps} for e in episodes],
     )
     write_csv(folder / "tasks.csv", rows)
+    write_summary(folder, summary)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Writes ``summary.json``, which lists all files in ``folder``."""
     write_json(folder / SUMMARY, summary | {"files": sorted({SUMMARY, *_files(folder)})})
 
 
@@ -157,6 +173,20 @@ def publish(folder: Path, out: Path) -> None:
     os.replace(folder / SUMMARY, out / SUMMARY)
 
 
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Yields an empty folder for results; if the block ends without an error, they replace earlier ones in ``out``.
+
+    No other program writes to ``out``.
+    """
+    own_files(out)
+    for left_by_a_kill in out.glob(PARTIAL + "*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as scratch:
+        yield Path(scratch)
+        publish(Path(scratch), out)
+
+
 def arguments() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -171,12 +201,15 @@ def arguments() -> argparse.ArgumentParser:
         required=True,
         help="a run's folder, or the folder of one of its steps",
     )
-    add("--env", default="metaworld", help="the environment (default: metaworld)")
+    add("--env", help="the environment (default: metaworld)")
+    add("--data", help="in place of --env: a folder of recorded episodes, or several: DIR,DIR")
     add(
-        "--split",
-        default="test",
-        help="train, test or another split of the environment (default: test)",
+        "--mapping",
+        help="how to read --data: a file, or a shipped name (default: as in training)",
     )
+    add("--embodiment", help="whose --data it is, of a policy that was trained for several")
+    add("--episodes", type=int, help="of --data, evenly spaced over the split (default: all)")
+    add("--split", help="a split of the environment (default: test) or of --data (default: val)")
     add("--tasks", help="task names or groups, comma-separated (default: the training tasks)")
     add("--horizon", type=int, help="maximum steps per episode (default: the environment's)")
     add("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
@@ -184,7 +217,7 @@ def arguments() -> argparse.ArgumentParser:
         "--envs",
         type=int,
         default=16,
-        help="simulators stepped together: the policy's batch size (default: 16)",
+        help="simulators, or recorded episodes, stepped together: the policy's batch size (default: 16)",
     )
     add(
         "--workers",
@@ -207,32 +240,81 @@ def arguments() -> argparse.ArgumentParser:
         "(default: execute chunks one after another)",
     )
     add("--no-videos", action="store_true", help="do not record each task's first episode")
-    add("--out", type=user_path, help="output folder (default: RUN/evaluation/ENV/SPLIT)")
+    add(
+        "--out",
+        type=user_path,
+        help="output folder (default: RUN/evaluation/ENV/SPLIT, or RUN/offline/NAME/SPLIT)",
+    )
     return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that exclude each other, or are out of range."""
+    parser = arguments()
+    if args.env is not None and args.data is not None:
+        raise UserError(
+            "--env, --data: expected a simulator or recorded episodes, found both; leave one out"
+        )
+    for option in RECORDED if args.data is None else SIMULATED:
+        if getattr(args, option) != parser.get_default(option):
+            kind = "--data" if args.data is None else "a simulator"
+            raise UserError(
+                f"--{option.replace('_', '-')}: expected it only with {kind}, found it without; leave it out"
+            )
+    for option in ("envs", "workers", "episodes"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise UserError(f"--{option}: expected at least 1, found {value}")
 
 
 def main() -> None:
     """Runs the program."""
     args = arguments().parse_args()
+    check_options(args)
+    if args.data is None:
+        simulate(args)
+    else:
+        replay_recorded(args)
+
+
+def replay_recorded(args: argparse.Namespace) -> None:
+    """Evaluates on recorded episodes."""
+    from data_pipelines.mapping import load_mapping
+    from mllm_act import evaluate_data  # not at the top: it imports TensorFlow
+
+    workdir, _ = checkpoint.find(args.checkpoint)
+    split = args.split or "val"
+    mapping = None if args.mapping is None else load_mapping(args.mapping)
+    name = args.embodiment or (None if mapping is None else mapping.name)
+    policy = Policy.load(args.checkpoint, embodiment=name, ensembling=args.ensembling)
+    recordings = evaluate_data.open_recordings(policy, args.data, mapping, split, args.episodes)
+    out = args.out or workdir / "offline" / policy.name / split
+    with locked(out, "--out"), replacing(out) as scratch:
+        found, text = evaluate_data.evaluate(recordings, args.envs, scratch)
+        write_summary(scratch, {
+            "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "data": args.data,
+            "split": split, "ensembling": args.ensembling, **found,
+        })  # fmt: skip
+    print(f"{text}\nWrote summary.json, tables and plots to {out}")
+
+
+def simulate(args: argparse.Namespace) -> None:
+    """Evaluates in a simulator."""
+    args.env, args.split = args.env or "metaworld", args.split or "test"
     spec = envs.spec(args.env)
     horizon = spec.horizon if args.horizon is None else args.horizon
     if not 1 <= horizon <= spec.horizon:
         raise UserError(f"--horizon: expected 1 to {spec.horizon} for {args.env}, found {horizon}")
-    for option in ("envs", "workers"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option}: expected at least 1, found {getattr(args, option)}")
     check_timeout(args.timeout)
     workdir, _ = checkpoint.find(args.checkpoint)
     out = args.out or workdir / "evaluation" / args.env / args.split
-    with locked(out, "--out"):
-        evaluate(args, out, horizon)
+    with locked(out, "--out"), replacing(out) as scratch:
+        evaluate(args, horizon, scratch)
+    written = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
+    print(f"Wrote {written} to {out}")
 
 
-def evaluate(args: argparse.Namespace, out: Path, horizon: int) -> None:
-    """Plays the episodes and writes the results to ``out``, a folder that no other program writes to."""
-    own_files(out)
-    for left_by_a_kill in out.glob(PARTIAL + "*"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
+    """Plays the episodes, and writes the results to the folder ``scratch``."""
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
     if args.sample and policy.embodiment.adapter == "regression":
         raise UserError(
@@ -246,24 +328,20 @@ def evaluate(args: argparse.Namespace, out: Path, horizon: int) -> None:
         args.seed,
         videos=not args.no_videos,
     )
-    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as scratch:
-        num_envs = min(args.envs, len(episodes))
-        with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
-            for episode in rollout(policy, pool, episodes, horizon, args.sample):
-                if episode.frames is not None:
-                    write_video(Path(scratch, "videos"), episode, envs.spec(args.env).control_hz)
-        rows = summarize(episodes)
-        summary = {
-            "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
-            "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
-            "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs,
-            "tasks": rows,
-        }  # fmt: skip
-        write_results(Path(scratch), episodes, rows, summary)
-        publish(Path(scratch), out)
+    num_envs = min(args.envs, len(episodes))
+    with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
+        for episode in rollout(policy, pool, episodes, horizon, args.sample):
+            if episode.frames is not None:
+                write_video(scratch / "videos", episode, envs.spec(args.env).control_hz)
+    rows = summarize(episodes)
+    summary = {
+        "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
+        "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
+        "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs,
+        "tasks": rows,
+    }  # fmt: skip
+    write_results(scratch, episodes, rows, summary)
     print(table({"success": rows}))
-    written = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
-    print(f"Wrote {written} to {out}")
 
 
 if __name__ == "__main__":

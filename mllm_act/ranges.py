@@ -9,6 +9,7 @@ from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import leaves
 from mllm_act.errors import UserError
+from mllm_act.models.vision import FITS
 from mllm_act.normalization import NORMALIZATIONS
 
 MAX = 2**31 - 1  # counts and sizes are int32 on the device
@@ -79,6 +80,9 @@ RANGES: Mapping[str, Range | Choice] = {
     "chunk": CHUNK,
     "normalization": Choice(("", *NORMALIZATIONS)),  # "": the tokenizer's
     "prompt_tokens": COUNT,
+    "fit": Choice(FITS),
+    "augment.crop": Range(0, 1, open_low=True),
+    "augment.color": FRACTION,
     "log_every": COUNT,
     "validate_every": COUNT,
     "checkpoint_every": COUNT,

@@ -77,8 +77,12 @@ def write(env: str, splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
       OSError: the folder cannot be written to, or the disk is full.
       UserError: a recorded episode is damaged.
     """
+    return prepare(Demonstrations(env, splits, data_dir=folder))
+
+
+def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
+    """Writes the dataset of a builder and returns its folder. Raises as ``write`` does."""
     tfds.disable_progress_bar()
-    builder = Demonstrations(env, splits, data_dir=folder)
     # Files are small, so that every process of a large run has several and a shuffle mixes many of them.
     config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
     try:

@@ -25,7 +25,7 @@ from mllm_act.models.bridge.bridge import PARTS, Bridge, Sizes, latents_per_imag
 from mllm_act.models.language import Cache, LanguageConfig, LanguageModel
 from mllm_act.models.layers import MULTIPLE, REMAT, WEIGHT_DTYPES, LoRA
 from mllm_act.models.skip_padding import skip_padding
-from mllm_act.models.vision import VisionConfig, VisionTransformer
+from mllm_act.models.vision import FITS, VisionConfig, VisionTransformer
 
 HISTORIES = ("observations", "observations_and_actions")
 DTYPES = ("float32", "bfloat16")
@@ -42,6 +42,7 @@ class MLLMConfig:
       dtype: of the computation; one of ``DTYPES``.
       weight_dtype: of the matrices of vision encoder and language model; one of ``layers.WEIGHT_DTYPES``.
       remat: what the backward pass recomputes; one of ``layers.REMAT``.
+      fit: how an image that is not square becomes the vision encoder's square; one of ``vision.FITS``.
     """
 
     vision: VisionConfig
@@ -52,6 +53,7 @@ class MLLMConfig:
     dtype: str = "bfloat16"
     weight_dtype: str = "float32"
     remat: str = "none"
+    fit: str = "squash"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MLLMConfig":
@@ -101,6 +103,7 @@ class MLLM(nnx.Module):
         """
         for key, choices in (
             ("history", HISTORIES), ("dtype", DTYPES), ("weight_dtype", WEIGHT_DTYPES), ("remat", REMAT),
+            ("fit", FITS),
         ):  # fmt: skip
             found = getattr(config, key)
             if found not in choices:
@@ -194,7 +197,7 @@ class MLLM(nnx.Module):
 
     def _features(self, image: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T N F"]:
         flat, dtype = image.reshape(-1, *image.shape[2:]), jnp.dtype(self.config.dtype)
-        features = self.vision(flat, dtype=dtype, remat=self.config.remat)
+        features = self.vision(flat, dtype=dtype, remat=self.config.remat, fit=self.config.fit)
         return features.reshape(*image.shape[:2], *features.shape[1:])
 
     def _bridged(

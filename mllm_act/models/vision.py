@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, UInt8
 from mllm_act.errors import UserError
 from mllm_act.models.layers import MULTIPLE, LayerNorm, Linear, attend, fused, heads, scan, stack
 
+FITS = ("squash", "pad", "crop")  # how an image that is not square becomes the encoder's square
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -67,11 +69,29 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+def square(images: UInt8[Array, "... H W 3"], fit: str) -> UInt8[Array, "... h w 3"]:
+    """Makes images square as one of ``FITS``: ``pad`` adds black bars, ``crop`` keeps the centre.
+
+    ``squash`` returns them as they are: the resize that follows changes their proportions. An odd pixel is added, or
+    cut off, at the bottom or the right.
+    """
+    height, width = images.shape[-3:-1]
+    if fit == "pad":
+        side = max(height, width)
+        bars = [((side - n) // 2, (side - n + 1) // 2) for n in (height, width)]
+        return jnp.pad(images, [(0, 0)] * (images.ndim - 3) + [*bars, (0, 0)])
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[..., top : top + side, left : left + side, :]
+    return images
+
+
 def preprocess(
-    images: UInt8[Array, "... H W 3"], size: int, family: str = "clip"
+    images: UInt8[Array, "... H W 3"], size: int, family: str = "clip", fit: str = "squash"
 ) -> Float[Array, "... size size 3"]:
     """Resizes (bicubic, antialiased) to ``size`` pixels square and standardises with the family's statistics."""
-    pixels = images.astype(jnp.float32) / 255.0
+    pixels = square(images, fit).astype(jnp.float32) / 255.0
     if pixels.shape[-3:-1] != (size, size):
         shape = (*images.shape[:-3], size, size, 3)
         pixels = jnp.clip(jax.image.resize(pixels, shape, "cubic", antialias=True), 0, 1)
@@ -168,11 +188,16 @@ class VisionTransformer(nnx.Module):
         return jnp.concatenate([stored[:1], grid])
 
     def __call__(
-        self, images: UInt8[Array, "B H W 3"], *, dtype: jnp.dtype, remat: str = "none"
+        self,
+        images: UInt8[Array, "B H W 3"],
+        *,
+        dtype: jnp.dtype,
+        remat: str = "none",
+        fit: str = "squash",
     ) -> Float[Array, "B patches D"]:
-        """Encodes images of any size; computes in ``dtype``."""
+        """Encodes images of any size, made square as ``fit`` says; computes in ``dtype``."""
         c, p = self.config, self.config.patch_size
-        pixels = preprocess(images, c.image_size, c.family).astype(dtype)
+        pixels = preprocess(images, c.image_size, c.family, fit).astype(dtype)
         side = c.image_size // p
         patches = (
             pixels.reshape(-1, side, p, side, p, 3)

@@ -110,7 +110,7 @@ def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
 
     Args:
       model: the preset's.
-      config: ``history``, ``bridge``, ``weight_dtype``, ``remat``, and ``lora`` with ``targets``, ``rank``,
+      config: ``history``, ``fit``, ``bridge``, ``weight_dtype``, ``remat``, and ``lora`` with ``targets``, ``rank``,
         ``alpha`` and ``dropout``; empty text and None leave a value open.
 
     Raises:
@@ -119,7 +119,7 @@ def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
     overrides = {key: config[key] for key in ("weight_dtype", "remat") if config[key]}
     if config.bridge:
         overrides["bridge"] = tuple(part.strip() for part in config.bridge.split(","))
-    model = dataclasses.replace(model, history=config.history, **overrides)
+    model = dataclasses.replace(model, history=config.history, fit=config.fit, **overrides)
     lora = {key: value for key, value in config.lora.items() if value not in (None, "")}
     if not lora:
         return model

@@ -13,8 +13,12 @@ from jaxtyping import PRNGKeyArray
 from mllm_act.adapters.base import Adapter
 from mllm_act.batch import Batch
 from mllm_act.policy.network import PolicyNetwork
+from mllm_act.training.augment import Augmentation
 
 State = dict[str, Any]  # "trained" (nnx.State) and "optimizer" (optax.OptState)
+AUGMENTATION = (
+    2**32 - 2
+)  # the key of augmentation is this part of an update's; see policy.network.NOISE
 Scores = dict[str, tuple[jax.Array, jax.Array]]  # means by name, each with its number of items
 
 
@@ -29,6 +33,7 @@ class Recipe:
       shares: each embodiment's weight in the loss; they sum to 1.
       skip_padding: by embodiment, see ``PolicyNetwork.loss``.
       action_units: by embodiment, the name, unit and scale of each dimension of a continuous action.
+      augmentation: how images are changed at random in updates, by keys drawn like those of dropout.
     """
 
     graph: nnx.GraphDef
@@ -37,6 +42,7 @@ class Recipe:
     shares: Mapping[str, float]
     skip_padding: Mapping[str, int | None]
     action_units: Mapping[str, Sequence[tuple[str, str, float]]]
+    augmentation: Augmentation = Augmentation()
 
     def scalar(self, embodiment: str, name: str) -> str:
         """Returns the name of a scalar in the log, which begins with the embodiment where there are several."""
@@ -59,6 +65,7 @@ def update(
       The new state, and metrics: ``loss``, ``grad_norm``, ``weight_norm`` and those of the adapters.
     """
     key = jax.random.fold_in(recipe.key, step)
+    batches = {name: _augmented(recipe, batch, key) for name, batch in batches.items()}
 
     def loss_of(trained: nnx.State, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
         network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
@@ -81,6 +88,12 @@ def update(
     trained = optax.apply_updates(state["trained"], updates)
     norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
     return {"trained": trained, "optimizer": optimizer_state}, {**metrics, "loss": loss, **norms}
+
+
+def _augmented(recipe: Recipe, batch: Batch, key: PRNGKeyArray) -> Batch:
+    observation, key = batch.observation, jax.random.fold_in(key, AUGMENTATION)
+    images = recipe.augmentation(observation.images, key)
+    return dataclasses.replace(batch, observation=dataclasses.replace(observation, images=images))
 
 
 def validate(

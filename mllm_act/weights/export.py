@@ -216,15 +216,19 @@ def _write_preprocessor(out: Path, config: MLLMConfig) -> None:
     """Writes ``models.vision.preprocess`` as the config of a Hugging Face image processor."""
     family, size = FAMILIES[config.vision.family], config.vision.image_size
     clip = config.vision.family == "clip"
+    square = {"height": size, "width": size}
+    if config.fit == "pad":
+        print("notice: fit=pad: pad images to a square with black before the image processor")
     write_json(
         out / "preprocessor_config.json",
         {
             "image_processor_type": "CLIPImageProcessor" if clip else "BitImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"height": size, "width": size},
+            "size": {"shortest_edge": size} if config.fit == "crop" else square,
             "resample": BICUBIC,
-            "do_center_crop": False,
+            "do_center_crop": config.fit == "crop",
+            "crop_size": square,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
