@@ -69,10 +69,10 @@ class Statistics:
             (Moments, values.get("proprio", {}), "statistics: proprio"),
         ):
             expected = {field.name for field in dataclasses.fields(kind)}
-            if set(found) != expected:
+            if not isinstance(found, dict) or set(found) != expected:
                 raise UserError(
-                    f"{where}: expected the keys {sorted(expected)}, found {sorted(found)}; "
-                    "compute them again from the dataset"
+                    f"{where}: expected the keys {sorted(expected)}, found "
+                    f"{sorted(found) if isinstance(found, dict) else found!r}; compute them again from the dataset"
                 )
         if values["normalization"] not in NORMALIZATIONS:
             raise UserError(

@@ -52,7 +52,9 @@ def test_shipped_configs_are_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in shipped_configs().glob("*/*.py"):
+    files = [file for file in shipped_configs().glob("*/*.py") if file.parent.name != "robots"]
+    assert len(files) > 5
+    for file in files:
         name = f"configs/{file.relative_to(shipped_configs())}"
         variant = ":rvq" if file.name == "common.py" else ""
         assert isinstance(load_config(name + variant), ConfigDict), name

@@ -44,10 +44,10 @@ def get_config(variant: str = "metaworld=rvq,babyai=semlang") -> ConfigDict:
     config = next(iter(own.values()))
     mixture = ConfigDict()
     for name, one in own.items():
-        data = {"directory": one.data.directory, "context": one.data.context}
+        data = {key: one.data[key] for key in ("directory", "mapping", "context")}
         mixture[name] = ConfigDict({"weight": 1.0, "data": data, **{key: one[key] for key in KEYS}})
     for key in KEYS:
         del config[key]
-    del config.data.directory, config.data.context
+    del config.data.directory, config.data.mapping, config.data.context
     config.mixture = mixture
     return config

@@ -13,7 +13,6 @@ from flax import nnx
 from mllm_act.policy.network import PolicyNetwork
 from mllm_act.training.augment import Augmentation
 from mllm_act.training.step import Recipe, update, validate
-from tests.models import tiny
 from tests.training import test_step
 
 SHAPE = (3, 2, 12, 20, 3)  # windows, steps, height, width
@@ -78,8 +77,8 @@ def test_only_updates_are_augmented() -> None:
     start = {"trained": state, "optimizer": optax.sgd(0.1).init(state)}
 
     def run(recipe: Recipe, step: int) -> tuple[float, dict[str, float]]:
-        compiled = jax.jit(partial(update, recipe), compiler_options=tiny.FAST)
-        scored = jax.jit(partial(validate, recipe), static_argnums=2, compiler_options=tiny.FAST)
+        compiled = jax.jit(partial(update, recipe))
+        scored = jax.jit(partial(validate, recipe), static_argnums=2)
         _, metrics = compiled(start, nnx.State({}), {"arm": batch}, jnp.int32(step))
         scores = scored(state, nnx.State({}), "arm", batch)
         return float(metrics["loss"]), {name: float(mean) for name, (mean, _) in scores.items()}

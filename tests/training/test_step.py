@@ -18,6 +18,7 @@ from mllm_act.adapters.base import Adapter, RunFacts, Vocabulary
 from mllm_act.adapters.language import Language
 from mllm_act.batch import Batch, Observation
 from mllm_act.models.language import LanguageConfig
+from mllm_act.models.mllm import MLLM
 from mllm_act.models.vision import VisionConfig
 from mllm_act.normalization import Statistics
 from mllm_act.policy.network import PolicyNetwork
@@ -27,6 +28,7 @@ from tests.adapters import discrete
 from tests.models import tiny
 
 WINDOWS, STEPS, PROMPT, DIMS = 10, 3, 4, 2
+UNITS = tuple((f"a{d}", "m", 1.0) for d in range(DIMS))
 NAMES = ("left", "right", "pick up")
 
 
@@ -52,6 +54,16 @@ def make(name: str) -> Adapter:
     settings = {"regression": {"hidden": 8}, "uniform": {"bins": 8}}.get(name, {})
     config = kind.configure(settings, RunFacts((), tokenizer, "", 2))
     return kind.make(config, of_chunks, vocabulary, nnx.Rngs(0))
+
+
+def model() -> MLLM:
+    """The smallest model that the adapters fit to."""
+    return tiny.mllm(
+        vision=VisionConfig(image_size=12, patch_size=4, width=8, layers=1, heads=1, mlp_width=8),
+        language=LanguageConfig(
+            vocabulary=32, action_tokens=16, width=tiny.D, layers=1, heads=2, kv_heads=1, mlp_width=16
+        ),
+    )  # fmt: skip
 
 
 def windows(is_discrete: bool) -> Batch:
@@ -114,16 +126,9 @@ def test_means_of_losses_and_metrics_do_not_depend_on_the_batch_size(name: str) 
 def test_validation_does_not_depend_on_the_batch_size() -> None:
     """With FAST, whose actions have different numbers of tokens."""
     adapter = make("fast")
-    model = tiny.mllm(
-        vision=VisionConfig(image_size=12, patch_size=4, width=8, layers=1, heads=1, mlp_width=8),
-        language=LanguageConfig(
-            vocabulary=32, action_tokens=16, width=tiny.D, layers=1, heads=2, kv_heads=1, mlp_width=16
-        ),
-    )  # fmt: skip
-    graph, state = nnx.split(PolicyNetwork(model, {"arm": adapter}))
-    units = tuple((f"a{d}", "m", 1.0) for d in range(DIMS))
+    graph, state = nnx.split(PolicyNetwork(model(), {"arm": adapter}))
     recipe = Recipe(
-        graph, optax.identity(), jax.random.key(0), {"arm": 1.0}, {"arm": None}, {"arm": units}
+        graph, optax.identity(), jax.random.key(0), {"arm": 1.0}, {"arm": None}, {"arm": UNITS}
     )
     compiled = jax.jit(partial(validate, recipe), static_argnums=2)
     batch, nothing = windows(adapter.discrete), nnx.State({})

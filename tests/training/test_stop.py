@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import reliability
-from mllm_act import train, train_tokenizer
+from mllm_act import errors, train, train_tokenizer
 from mllm_act.checkpoints import checkpoint
 from mllm_act.config import load_config
 from mllm_act.errors import Interrupted, signals
@@ -21,6 +21,14 @@ from tests.data_pipelines import tiny_rlds
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than a program is given to end; what ends it would end the tests."""
+    monkeypatch.setattr(errors, "GRACE", 600.0)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "train": {
         "adapter.bins": 16,

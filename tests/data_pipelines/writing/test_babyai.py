@@ -14,6 +14,7 @@ from data_pipelines.reading.episodes import read_episodes
 from data_pipelines.reading.pipeline import TrainBatches
 from data_pipelines.reading.rlds import Dataset, open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
+from data_pipelines.tensorflow_cpu import tf
 from data_pipelines.writing import builder, recording
 from mllm_act import envs
 from mllm_act.envs.babyai import expert
@@ -37,11 +38,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def episodes(dataset: Dataset) -> list[dict[str, Any]]:
-    return [
-        episode
-        for split in ("train", "val")
-        for _, episode in read_episodes(dataset, dataset.split(split))
-    ]
+    spec = {
+        f"episode_metadata/{key}": tf.io.FixedLenFeature((), tf.int64)
+        for key in ("configuration", "episode")
+    }
+    result = []
+    for split in dataset.splits.values():
+        records = split.records(tf.range(len(split), dtype=tf.int64))
+        for (_, episode), (_, record) in zip(read_episodes(dataset, split), records, strict=True):
+            numbers = tf.io.parse_single_example(record, spec)
+            result.append(episode | {key.rpartition("/")[2]: int(x) for key, x in numbers.items()})
+    return result
 
 
 def test_the_layout_is_the_one_of_every_dataset_with_an_index_as_action(dataset: Dataset) -> None:
