@@ -1,6 +1,6 @@
 """Says what an RLDS dataset holds before anything is trained on it.
 
-    python -m data_pipelines.check DIR                          # its features; writes a draft mapping
+    python -m data_pipelines.check DIR                          # its features; writes a draft, my_robot.py
     python -m data_pipelines.check DIR --mapping=my_robot.py    # all that is wrong, or what there is to learn from
 
 With a mapping it prints episodes, lengths, instructions, dimensions that are constant, two-valued or heavy-tailed, and
@@ -29,6 +29,7 @@ from mllm_act import normalization
 from mllm_act.errors import UserError, run
 from mllm_act.files import user_path, whole_file
 
+DRAFT = "my_robot.py"  # in the current folder
 SHOWN = 6  # episodes in the pictures
 BATCH_SIZE = 32  # of configs/policy/common.py
 
@@ -196,8 +197,8 @@ def _write_draft(directory: str) -> None:
     features = features_of(directory)
     for path, feature in sorted(features.items()):
         print(f"  {path:<50} {feature!r}")
-    name, text = draft.write(directory, features)
-    file = Path(f"{name}.py")
+    text = draft.write(directory, features)
+    file = Path(DRAFT)
     if file.exists():
         print(f"{file} exists and was left as it is; the draft:\n{text}")
     else:

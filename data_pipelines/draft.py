@@ -16,8 +16,8 @@ STATES = (
 _LONGEST = 64  # numbers; embeddings have more
 
 
-def write(directory: str, features: Mapping[str, Feature]) -> tuple[str, str]:
-    """Returns a name for the robot, and a file with its mapping.
+def write(directory: str, features: Mapping[str, Feature]) -> str:
+    """Returns a file with a mapping; the robot is called as the folder is.
 
     Actions are those called ``action`` or inside of it; proprioception is a state, or else all short vectors of the
     observation; instructions are the texts whose name says so.
@@ -61,7 +61,7 @@ def write(directory: str, features: Mapping[str, Feature]) -> tuple[str, str]:
         for key in cameras
     }
     listing = "".join(f"        {ours!r}: {theirs!r},\n" for ours, theirs in sorted(named.items()))
-    return name, (
+    return (
         '"""A draft by data_pipelines.check: correct names, units and rate; see data_pipelines/mapping.py.\n\n'
         'A Part has one unit: give positions, angles and the gripper a Part each, with `start`.\n"""\n\n'
         "from data_pipelines.mapping import DataMapping, Part\n\n"

@@ -71,6 +71,7 @@ def cut(
     episode, offset = layout.parse(record), tf.constant(0)
     if seed is not None:
         offset = tf.random.stateless_uniform((), seed, 0, context, tf.int32)
+        seed = tf.random.experimental.stateless_fold_in(seed, 1)  # the two draws are independent
     instruction = choose_text(episode["instruction"], seed)
     length = tf.shape(episode["action"])[0]
     checks = [tf.debugging.assert_positive(length, "an episode without steps")]

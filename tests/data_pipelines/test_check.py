@@ -37,12 +37,12 @@ def test_the_draft_of_a_usual_layout_opens_it(
     check.main([str(folder)])
     printed = capsys.readouterr().out
     assert "steps/is_last" in printed and "Next: python -m data_pipelines.check" in printed
-    mapping = load_mapping("set.py")
+    mapping = load_mapping("my_robot.py")
     assert set(mapping.cameras) == cameras and mapping.instruction == instruction
     dataset = open_dataset(folder, mapping)
     assert (dataset.action_dim, dataset.proprio_dim) == (action, proprio)
     check.main([str(folder)])
-    assert "set.py exists and was left as it is" in capsys.readouterr().out
+    assert "my_robot.py exists and was left as it is" in capsys.readouterr().out
 
 
 def test_with_a_mapping_it_says_what_there_is(
