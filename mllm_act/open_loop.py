@@ -96,7 +96,7 @@ def episode_row(episode: Acted, columns: Columns, discrete: bool) -> dict[str, A
         return row | {"wrong_actions": float((episode.predicted != episode.true).mean())}
     errors = np.abs(episode.predicted - episode.true).mean(0)
     return row | {
-        f"error_{name}_{unit}": float(errors[d]) * scale
+        "_".join(filter(None, ("error", name, unit))): float(errors[d]) * scale
         for d, (name, unit, scale) in enumerate(columns)
     }
 

@@ -145,7 +145,8 @@ def _action_error(recipe: Recipe, network: PolicyNetwork, name: str, batch: Batc
     error = jnp.where(exists[:, None], error, 0).sum(0) / count
     error = error * jnp.array([scale for _, _, scale in units])
     return {
-        f"error_{dim}_{unit}": (error[i], exists.sum()) for i, (dim, unit, _) in enumerate(units)
+        "_".join(filter(None, ("error", dim, unit))): (error[i], exists.sum())
+        for i, (dim, unit, _) in enumerate(units)
     }
 
 
