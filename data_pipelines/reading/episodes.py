@@ -12,7 +12,7 @@ from data_pipelines.reading.layout import choose_text, decode_image, image_size
 from data_pipelines.reading.records import FIX
 from data_pipelines.reading.rlds import Dataset
 from data_pipelines.reading.splits import Split
-from data_pipelines.tensorflow_cpu import tf
+from data_pipelines.tensorflow_cpu import as_written, tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
 
@@ -107,6 +107,7 @@ def read_episodes(
         task, step and key where they are known.
     """
 
+    @as_written
     def parse(number: tf.Tensor, record: tf.Tensor) -> dict[str, Any]:
         episode = dataset.layout.parse(record, images)
         texts = episode["instruction"]

@@ -6,6 +6,7 @@ are its business. Here features are chosen and put together, and images stay as 
 
 import dataclasses
 import functools
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,11 @@ class Layout:
     features: Mapping[str, Feature]
     image_shapes: Mapping[str, tuple[int, int, int] | None]
 
+    @functools.cached_property
+    def _step(self) -> Any:
+        """The mapping's own function. It may have Python conditions on tensors."""
+        return tf.function(self.mapping.step)
+
     def parse(self, record: tf.Tensor, images: bool = True) -> dict[str, Any]:
         """Parses one episode of L steps, as tensors.
 
@@ -64,7 +70,7 @@ class Layout:
             if path and key in numeric
         }
         if mapping.step is not None:
-            numbers |= {key: _rows(x) for key, x in mapping.step(numbers).items()}
+            numbers |= {key: _rows(x) for key, x in self._step(numbers).items()}
         length = tf.shape(numbers[mapping.action[0].key])[0]
         return {
             "images": {ours: _encoded(values[paths[theirs]]) for ours, theirs in cameras.items()},

@@ -32,7 +32,7 @@ from data_pipelines.reading.layout import decode_image
 from data_pipelines.reading.rlds import Dataset
 from data_pipelines.reading.splits import Split
 from data_pipelines.reading.windows import Arrays, cut
-from data_pipelines.tensorflow_cpu import tf
+from data_pipelines.tensorflow_cpu import as_written, tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
 
@@ -72,10 +72,11 @@ def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
 
 
 def _batches(windows: tf.data.Dataset, dataset: Dataset, batch_size: int) -> tf.data.Dataset:
+    decode = as_written(lambda batch: _decode(batch, dataset))
     return (
         windows.batch(batch_size, drop_remainder=True)
         .prefetch(BATCHES_AHEAD)  # encoded, so that reading does not wait for decoding
-        .map(lambda batch: _decode(batch, dataset), num_parallel_calls=BATCHES_DECODING)
+        .map(decode, num_parallel_calls=BATCHES_DECODING)
         .prefetch(BATCHES_AHEAD)
         .with_options(options())
     )
@@ -215,6 +216,7 @@ class TrainBatches(Iterator[Arrays]):
             episode_seed = tf.random.experimental.stateless_fold_in(epoch_seed, number)
             return cut(record, self._dataset.layout, context, chunk, episode_seed)
 
+        @as_written
         def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
             episodes = tf.constant(self._episodes, tf.int64)
@@ -292,7 +294,7 @@ class EvalBatches:
         layout, context, chunk = self._dataset.layout, self._context, self._chunk
         windows = (
             self._split.records(tf.constant(self._episodes, tf.int64))
-            .map(lambda number, record: cut(record, layout, context, chunk))
+            .map(as_written(lambda number, record: cut(record, layout, context, chunk)))
             .unbatch()
             .shard(self._stride, 0)  # skips windows before their images are decoded
         )

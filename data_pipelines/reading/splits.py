@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines.reading.records import read_record
-from data_pipelines.tensorflow_cpu import tf
+from data_pipelines.tensorflow_cpu import as_written, tf
 from mllm_act.errors import UserError
 
 HELD_OUT_SEED = 0
@@ -47,6 +47,7 @@ class Split:
         names = [str(file) for file in self.files]
         file, position = (tf.constant(x, tf.int64) for x in (self.file, self.position))
 
+        @as_written
         def read(episode: tf.Tensor) -> tf.data.Dataset:
             where = (tf.gather(x, episode) for x in (file, position))
             return read_record(names, self.file_format, *where).map(
