@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Keras is not needed: loaded at first use, not at import
+os.environ.setdefault(
+    "TF_USE_LEGACY_KERAS", "1"
+)  # Keras is not needed: loaded at first use, not at import
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX sets 1, if it was imported before
 os.environ.setdefault(
     "TF_ENABLE_ONEDNN_OPTS", "0"

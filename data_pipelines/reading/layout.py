@@ -6,7 +6,6 @@ are its business. Here features are chosen and put together, and images stay as 
 
 import dataclasses
 import functools
-import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
