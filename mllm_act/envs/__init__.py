@@ -27,6 +27,8 @@ __all__ = [
 ENVS: dict[str, str] = {  # name -> import path of the module
     "metaworld": "mllm_act.envs.metaworld.metaworld",
     "babyai": "mllm_act.envs.babyai.babyai",
+    "language_rearrangement": "mllm_act.envs.language_rearrangement.language_rearrangement",
+    "language_rearrangement_112": "mllm_act.envs.language_rearrangement.small",
 }
 
 

@@ -37,6 +37,9 @@ class EnvSpec:
     # Names of discrete actions; empty for continuous ones. A discrete action is an index into these, stored as
     # float32[1], so that datasets and programs treat both kinds alike.
     choices: tuple[str, ...] = ()
+    # What the horizon means to reinforcement learning: "bootstrap" if an episode is only cut there and its last
+    # observation has a value, "terminal" if nothing comes after it. It is not stored beside datasets.
+    time_limit: str = "bootstrap"
 
 
 class EnvObservation(TypedDict):
@@ -56,7 +59,6 @@ class Job(NamedTuple):
 
 
 @runtime_checkable
-@runtime_checkable
 class Env(Protocol):
     """One simulator. The same job and the same actions always give the same episode."""
 
@@ -67,7 +69,10 @@ class Env(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:
-        """Executes one action, float32[A]. Returns the observation, the reward and whether the task is solved."""
+        """Executes one action, float32[A]. Returns the observation, the reward and whether the task is solved.
+
+        An episode is over at its first success, and at ``spec.horizon`` steps, see ``spec.time_limit``.
+        """
         ...
 
     def expert_action(self) -> np.ndarray:
@@ -92,6 +97,7 @@ class ExpertFailed(Exception):
 def metadata(spec: EnvSpec) -> dict[str, Any]:
     """Returns ``spec`` as it is stored beside a dataset, without ``choices`` if they are empty."""
     fields = dataclasses.asdict(spec)
+    del fields["time_limit"]
     return fields if spec.choices else {k: v for k, v in fields.items() if k != "choices"}
 
 

@@ -39,6 +39,7 @@ SPEC = EnvSpec(
     control_hz=5.0,  # of videos; the world has no clock
     horizon=50,
     choices=("left", "right", "forward", "pick", "drop", "toggle"),
+    time_limit="terminal",
 )
 INSTRUCTIONS = {
     "goto": "go to the <object>",
