@@ -11,7 +11,7 @@
 with SIGKILL at random moments, every second time while files are being written, and starts it again. What the killed
 runs end with must be the same to the bit. On 2 cores: about 25 s a kill.
 
-``cost`` saves and loads 1 GB of random float32 with and without digests, in turns.
+``cost`` saves and loads 1 GB of random float32 with and without digests, in turns, and verifies it alone.
 
 The exit status is 1 if a flip went unnoticed or a killed run ended otherwise.
 """
@@ -230,6 +230,9 @@ def measure_cost(repeats: int) -> Iterator[str]:
             like = shapes(saving.directory / str(step))
             with timed(f"load, {name}"):
                 jax.block_until_ready(saving.restore(step, like))
+            if step % 2:
+                with timed("verify alone"):
+                    problems(saving.directory / str(step))
     digests.write, digests.problems = write, problems
     for name, seconds in sorted(times.items()):
         wall, cpu = np.median(seconds, 0)
