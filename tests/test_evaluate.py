@@ -1,7 +1,12 @@
 """Evaluation: what an episode's random draws depend on, which files are replaced, a folder per environment."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -183,6 +188,47 @@ def test_what_a_summary_lists_elsewhere_is_not_touched(tmp_path: Path) -> None:
     (out / "summary.json").write_text(json.dumps(summary))
     evaluate.publish(results(tmp_path / "second"), out)
     assert precious.read_text() == "mine"
+
+
+EVALUATE = """
+from mllm_act import envs, errors, evaluate
+
+envs.ENVS["tiny"] = "tests.envs.tiny_env"
+errors.run(evaluate.main)
+"""
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group, without those that have ended and wait for their parent to look."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats.append(path.read_text().rpartition(")")[2].split())
+    return [state for state, _, of, *_ in stats if of == str(group) and state != "Z"]
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_ends_an_evaluation_with_its_own_status(workdir: Path) -> None:
+    options = [f"--checkpoint={workdir}", "--env=tiny", "--tasks=all", "--split=train"]
+    program = subprocess.Popen(
+        [sys.executable, "-c", EVALUATE, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    # Its first child is a simulator that has just begun to start; versions of libraries are read without processes.
+    while not Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text():
+        assert program.poll() is None
+        time.sleep(0.001)
+    os.killpg(program.pid, signal.SIGTERM)
+    _, errors = program.communicate(timeout=30)
+    assert (program.returncode, errors) == (128 + signal.SIGTERM, "interrupted\n")
+    deadline = time.monotonic() + 20
+    while alive(program.pid):
+        assert time.monotonic() < deadline, "a worker outlived its program"
+        time.sleep(0.05)
+    assert not (workdir / "evaluation" / "tiny" / "train").exists()
 
 
 @pytest.mark.slow

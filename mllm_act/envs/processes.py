@@ -4,6 +4,9 @@ Why not ``multiprocessing.Process``: spawn imports the program's main module in 
 cost seconds and hundreds of MB and which a simulator does not need), fork is unsafe once JAX has started threads, and
 the workers of a pool outlive a parent that is killed. Here a child is ``python -m mllm_act.envs.processes``. On Linux
 the kernel kills it with its parent, whatever it is doing; elsewhere it exits when it next reads its closed pipe.
+
+Ctrl-C, and SIGTERM from a scheduler that ends a whole job, reach the parent and its workers alike. The workers ignore
+them, so that what ends is the parent, with its own message and status, and they with it.
 """
 
 import contextlib
@@ -17,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -71,13 +74,15 @@ class Worker:
         self._started = time.monotonic()  # when the oldest unanswered request was begun
         self.connection, child = multiprocessing.Pipe()
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(
-            # -P: modules come from the parent's path, and not first from the working directory.
-            [sys.executable, "-P", "-m", "mllm_act.envs.processes"]
-            + [str(child.fileno()), str(os.getpid())],
-            pass_fds=[child.fileno()],
-            env=environment,
-        )
+        # The child inherits this, so that it ignores them from its first moment.
+        with _blocked(signal.SIGINT, signal.SIGTERM):
+            self._process = subprocess.Popen(
+                # -P: modules come from the parent's path, and not first from the working directory.
+                [sys.executable, "-P", "-m", "mllm_act.envs.processes"]
+                + [str(child.fileno()), str(os.getpid())],
+                pass_fds=[child.fileno()],
+                env=environment,
+            )
         child.close()
         self._write((factory, arguments))
 
@@ -155,6 +160,16 @@ class Worker:
             self._process.wait(5)
 
 
+@contextlib.contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Keeps signals from this thread in the block: they wait, or another thread takes them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _die_with_parent(parent: int) -> None:
     """Has the kernel kill this process when its parent, which has the id ``parent``, ends."""
     if sys.platform == "linux":
@@ -164,17 +179,17 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _serve(connection: Connection) -> None:
-    path, arguments = connection.recv()
-    module, _, function = path.partition(":")
-    kind, handler = _try(lambda: getattr(importlib.import_module(module), function)(**arguments))
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited or closed the connection
+        path, arguments = connection.recv()
+        module, _, function = path.partition(":")
+        kind, handler = _try(
+            lambda: getattr(importlib.import_module(module), function)(**arguments)
+        )
+        while True:
             request = connection.recv()
             # If the factory failed, every request is answered with its error.
             answer = _try(handler, request) if kind == "reply" else (kind, handler)
             connection.send(answer)
-        except (EOFError, OSError):
-            return  # the parent has exited or closed the connection
 
 
 def _try(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
@@ -187,7 +202,5 @@ def _try(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the parent too, which then closes its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(int(sys.argv[2]))
     _serve(Connection(int(sys.argv[1])))

@@ -160,6 +160,7 @@ def test_a_signal_ends_the_program_and_its_workers(end: signal.Signals, stalled:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
@@ -167,9 +168,12 @@ def test_a_signal_ends_the_program_and_its_workers(end: signal.Signals, stalled:
     if stalled:
         os.kill(pids[0], signal.SIGSTOP)
         time.sleep(0.2)
-    parent.send_signal(end)
-    _, stderr = parent.communicate(timeout=20)
     killed = end == signal.SIGKILL
+    if killed:
+        parent.kill()
+    else:  # as a terminal and a scheduler do: to all processes at once
+        os.killpg(parent.pid, end)
+    _, stderr = parent.communicate(timeout=20)
     assert parent.returncode == (-end if killed else 128 + end)
     assert stderr.strip() == ("" if killed else "interrupted")
     for _ in range(100):
