@@ -78,10 +78,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_rlds.write(folder, {"train": [made[:2]], "val": [made[2:]]})
 
 
-def trained(data: Path, workdir: Path, context: int, chunk: int) -> Path:
+def trained(data: Path, workdir: Path, context: int, chunk: int, steps: int) -> Path:
     config = load_config(str(ROOT / "configs/policy/metaworld.py:regression"))
     config.data.directory, config.data.batch_size, config.data.context = str(data), 2, context
-    config.steps, config.validate_every, config.chunk, config.fit = 2, 2, chunk, "crop"
+    config.steps, config.validate_every, config.chunk, config.fit = steps, 2, chunk, "crop"
     train.main(config, workdir)
     return workdir
 
@@ -94,7 +94,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
 @pytest.fixture(scope="module")
 def workdir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that sees one step, so that every held-out step is the newest of a validation window."""
-    return trained(data, tmp_path_factory.mktemp("run"), context=1, chunk=1)
+    return trained(data, tmp_path_factory.mktemp("run"), context=1, chunk=1, steps=2)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_the_trainers_validation_figures_agree(
 @pytest.mark.slow
 def test_a_policy_with_chunks_acts_on_episodes_as_alone(data: Path, tmp_path: Path) -> None:
     """History, chunks and slots: an episode's actions do not depend on the others in the batch."""
-    workdir = trained(data, tmp_path / "run", context=2, chunk=2)
+    workdir = trained(data, tmp_path / "run", context=2, chunk=2, steps=0)
     policy = Policy.load(workdir)
     recordings = evaluate_data.open_recordings(policy, str(data), None, "val", None)
     together = {acted.number: acted for acted in evaluate_data.act(recordings, 2)}
