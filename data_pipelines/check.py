@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from data_pipelines import draft
 from data_pipelines.mapping import load_mapping
-from data_pipelines.reading.episodes import read_actions, read_episodes
+from data_pipelines.reading.episodes import read_episodes, read_segments
 from data_pipelines.reading.layout import decode_image, find
 from data_pipelines.reading.rlds import Dataset, features_of, open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
@@ -77,12 +77,18 @@ def describe(dataset: Dataset, context: int, tokenizer: Path | None) -> Iterator
     """Yields what is worth knowing about a dataset, a line or a table at a time.
 
     Raises:
-      UserError: a record cannot be read, or there is no tokenizer.
+      UserError: records are faulty, and the faults of all splits are listed; or there is no tokenizer.
     """
-    metadata = dataset.metadata
-    for name, split in dataset.splits.items():
-        actions = read_actions(dataset, name)
-        lengths = actions.lengths
+    metadata, found, faults = dataset.metadata, {}, []
+    for name in dataset.splits:
+        try:
+            found[name] = np.bincount(*read_segments(dataset, name)).astype(int)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("; ".join(dict.fromkeys(faults)))
+    for name, lengths in found.items():
+        split = dataset.split(name)
         yield (
             f"{name}: {len(split)} episodes of {lengths.min()} to {lengths.max()} steps (median "
             f"{np.median(lengths):.0f}), {lengths.sum()} in all, {split.num_bytes / 1e6:.1f} MB"

@@ -39,6 +39,7 @@ from mllm_act.ranges import COUNT, RANGES, Choice, check_ranges
 from mllm_act.training import optimizer
 from mllm_act.training.guards import check_finite, check_same_run
 from mllm_act.training.metrics import MetricsWriter
+from mllm_act.training.processes import processes
 from mllm_act.training.stop import Stop
 
 # What a resumed run compares with its checkpoint, and the settings that may differ. Statistics stand for the data.
@@ -83,7 +84,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 def _read(config: ConfigDict) -> Data:
     dataset = rlds.open_dataset(config.data.directory, config.data.mapping)
     statistics = dataclasses.replace(
-        dataset_statistics(dataset), normalization=config.normalization
+        dataset_statistics(dataset, processes=processes()), normalization=config.normalization
     )
     metadata = dataset.metadata
     print(normalization.table("config", metadata["name"], metadata["action_names"], statistics))

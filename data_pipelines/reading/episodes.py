@@ -18,22 +18,18 @@ from mllm_act.normalization import expect_chunk
 
 # What a stage that reads records raises. TensorFlow's message may quote a damaged record, which then is no UTF-8.
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+_LISTED = 20  # faults in an error
 
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """All steps of a split in file order, without images: E episodes, n steps.
+    """All n steps of a split in file order, without images.
 
     A segment is the steps of one episode under one instruction, which may change inside an episode: S segments.
     """
 
     action: Float[np.ndarray, "n A"]  # float32, in the environment's own units
-    proprio: Float[np.ndarray, "n P"]  # float32
-    episode: Int[np.ndarray, " n"]  # int32, index of the step's episode, below E
     segment: Int[np.ndarray, " n"]  # int32, index of the step's segment, below S
-    tasks: tuple[str, ...]  # [E]
-    instructions: tuple[str, ...]  # each once, sorted; "" where there are none
-    lengths: Int[np.ndarray, " E"]  # int32, steps per episode
 
     def chunked(self, chunk: int) -> Float[np.ndarray, "n C"]:
         """Returns each step's action and the ``chunk`` - 1 that follow it, one row per step: float32[n, chunk * A].
@@ -53,42 +49,42 @@ class Actions:
         columns = [self.action[np.minimum(step + offset, last)] for offset in range(chunk)]
         return np.concatenate(columns, axis=1)
 
-    def windows(self, context: int) -> Int[np.ndarray, " E"]:
-        """Returns how many windows of ``context`` steps each episode is cut into, from its first step on."""
-        of_segment = -(-np.bincount(self.segment) // context)
-        begins = np.flatnonzero(np.diff(self.segment, prepend=-1))
-        return np.bincount(self.episode[begins], weights=of_segment).astype(np.int64)
-
 
 def read_actions(dataset: Dataset, split: str) -> Actions:
-    """Reads the actions and proprioception of a whole split, without images.
+    """Reads the actions of a whole split, without images.
 
-    Host memory: 4 (A + P + 2) bytes per step, and twice that of the actions for a moment at the end.
+    Host memory: 4 (A + 2) bytes per step, and twice that of the actions for a moment at the end.
 
     Raises:
-      UserError: a record is corrupt, or an action or proprioception is not finite.
+      UserError: see ``read_episodes``.
     """
-    actions, proprio, begins, tasks = [], [], [], []
-    texts: set[bytes] = set()
+    actions, begins = [], []
     for _, episode in read_episodes(dataset, dataset.split(split), images=False):
         actions.append(episode["action"])
-        proprio.append(episode["proprio"])
-        begins.append(_begins_segment(episode["instruction"]))
-        tasks.append(episode["task"].decode())
-        texts.update(episode["texts"].flat or [b""])
-    lengths = np.array([len(action) for action in actions], np.int32)
+        begins.append(begins_segment(episode["instruction"]))
     return Actions(
         action=np.concatenate(actions),
-        proprio=np.concatenate(proprio),
-        episode=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
         segment=np.cumsum(np.concatenate(begins), dtype=np.int32) - 1,
-        tasks=tuple(tasks),
-        instructions=tuple(sorted(text.decode() for text in texts)),
-        lengths=lengths,
     )
 
 
-def _begins_segment(instruction: np.ndarray) -> Bool[np.ndarray, " L"]:
+def read_segments(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the episode and the number of steps of each segment of a split, int64[S] both.
+
+    Raises:
+      UserError: see ``read_episodes``.
+    """
+    numbers, steps = [], []
+    for number, (_, episode) in enumerate(
+        read_episodes(dataset, dataset.split(split), images=False)
+    ):
+        begins = np.flatnonzero(begins_segment(episode["instruction"]))
+        steps.append(np.diff(begins, append=len(episode["action"])))
+        numbers.append(np.full(len(begins), number))
+    return np.concatenate(numbers), np.concatenate(steps)
+
+
+def begins_segment(instruction: np.ndarray) -> Bool[np.ndarray, " L"]:
     """Returns at which steps of an episode another instruction begins; the first step is one of them."""
     return np.concatenate([[True], instruction[1:] != instruction[:-1]])
 
@@ -102,9 +98,9 @@ def read_episodes(
     step, as evaluation chooses it; ``texts`` has all of them, [L, K].
 
     Raises:
-      UserError: a file cannot be read; a record is corrupt, does not match ``features.json``, has keys of different
-        lengths, or holds a number that is not finite or a text that is not UTF-8. The message has file and record, and
-        task, step and key where they are known.
+      UserError: a file cannot be read; a record is corrupt or does not match ``features.json``; or records have keys of
+        different lengths, numbers that are not finite, or texts that are not UTF-8. After the first record with such a
+        fault the rest of the split is read, and all faults are listed with file, record, task, step and key.
     """
 
     @as_written
@@ -113,6 +109,7 @@ def read_episodes(
         texts = episode["instruction"]
         return {**episode, "texts": texts, "instruction": choose_text(texts)}
 
+    faults: list[str] = []
     records = split.records(tf.range(len(split), dtype=tf.int64))
     parsed = iter(records.map(parse).prefetch(2))
     for number in range(len(split)):
@@ -133,11 +130,18 @@ def read_episodes(
             raise UserError(
                 f"{location}: expected a record, found the end of the file; {FIX}"
             ) from None
-        _check_episode(location, episode)
-        yield location, episode
+        faults += _faults(location, episode)
+        if not faults:
+            yield location, episode
+    if faults:
+        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise UserError(
+            f"{'; '.join(faults[:_LISTED])}{more}; correct the dataset, or generate it again"
+        )
 
 
-def _check_episode(location: str, episode: dict[str, Any]) -> None:
+def _faults(location: str, episode: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with an episode: its lengths, or else the first fault of each key."""
     location = f"{location} (task {episode['task'].decode(errors='replace')!r})"
     numbers = {"action": episode["action"], "proprio": episode["proprio"]}
     lengths = {key: len(values) for key, values in numbers.items()}
@@ -145,25 +149,25 @@ def _check_episode(location: str, episode: dict[str, Any]) -> None:
     lengths |= {f"camera {name}": len(encoded) for name, encoded in episode["images"].items()}
     if len(set(lengths.values())) != 1 or not lengths["action"]:
         listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise UserError(
-            f"{location}: expected the same number of steps, at least one, for every key, found {listing}; {FIX}"
-        )
+        return [
+            f"{location}: expected the same number of steps, at least one, for every key, found {listing}"
+        ]
+    faults = []
     for key, values in numbers.items():
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             step, dimension = bad[0]
-            raise UserError(
+            faults.append(
                 f"{location}, step {step}: {key}[{dimension}]: expected a finite number, found "
-                f"{values[step, dimension]}; correct the dataset, or generate it again"
+                f"{values[step, dimension]}"
             )
-    for key, text in (
-        ("task", episode["task"]),
-        *(("instruction", x) for x in episode["texts"].flat),
-    ):
+    texts = {"task": [episode["task"]], "instruction": episode["texts"].flat}
+    for key, values in texts.items():
         try:
-            text.decode()
+            b"\n".join(dict.fromkeys(values)).decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"{location}: {key}: expected UTF-8, found {error}; {FIX}") from None
+            faults.append(f"{location}: {key}: expected UTF-8, found {error.reason}")
+    return faults
 
 
 def explain(dataset: Dataset, split: Split, error: Exception) -> UserError:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.reading.episodes import READ_ERRORS, explain, read_actions
+from data_pipelines.reading.episodes import READ_ERRORS, explain, read_segments
 from data_pipelines.reading.layout import decode_image
 from data_pipelines.reading.rlds import Dataset
 from data_pipelines.reading.splits import Split
@@ -279,7 +279,8 @@ class EvalBatches:
         self._split = dataset.split(split)
         self._episodes = np.arange(process_index, len(self._split), process_count)
         self._batch_size, self._context, self._chunk = batch_size, context, chunk
-        per_episode = read_actions(dataset, split).windows(context)
+        episode, steps = read_segments(dataset, split)
+        per_episode = np.bincount(episode, weights=-(-steps // context)).astype(int)
         self._stride = max(1, int(per_episode.sum()) // windows) if windows else 1
         largest_share = max(
             int(per_episode[index::process_count].sum()) for index in range(process_count)

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 
-FIX = "copy the file again, or regenerate the dataset with python -m data_pipelines.generate"
+FIX = "copy the file again, or generate the dataset again"
 
 FORMATS = ("tfrecord", "array_record")
 _READ_AHEAD = 2**18  # bytes

@@ -239,7 +239,7 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         if not directory.is_dir():
             raise UserError(
-                f"{directory}: no such directory; generate a dataset with "
+                f"{directory}: no such directory; correct the path, or generate demonstrations with "
                 f"python -m data_pipelines.generate --out={directory}"
             ) from None
         if name == "metadata.json":

@@ -1,6 +1,6 @@
 """Compares the throughput of the training pipeline with that of a minimal reader of the same files.
 
-    python -m mllm_act.bench data --data=DIR
+    python -m mllm_act.bench data --data=DIR [--mapping=my_robot.py]
 
 Both read the same split on the same cores with the same thread pool, alternately, each with a
 warm-up that is not timed. The minimal reader only reads TFRecords, parses their images and decodes
@@ -15,23 +15,37 @@ import time
 from collections.abc import Iterator
 from statistics import median
 
-from data_pipelines.reading.episodes import read_actions
+import tensorflow_datasets as tfds
+
+from data_pipelines.reading.episodes import read_segments
 from data_pipelines.reading.layout import STEPS
 from data_pipelines.reading.pipeline import TrainBatches, cores, options
 from data_pipelines.reading.rlds import Dataset, open_dataset
 from data_pipelines.reading.splits import Split
 from data_pipelines.tensorflow_cpu import tf
+from mllm_act.errors import UserError
 from mllm_act.files import user_path
 from mllm_act.ranges import check_flags
 
 
 def bare_frames(dataset: Dataset, split: Split) -> Iterator[int]:
-    """Reads and decodes the images of a split, repeatedly; yields the number of frames of each episode."""
+    """Reads and decodes the images of a split, repeatedly; yields the number of frames of each episode.
+
+    Raises:
+      UserError: images are not JPEG or PNG, or files not TFRecords.
+    """
     keys = [STEPS + key for key in dataset.layout.mapping.cameras.values()]
+    encoded = all(isinstance(dataset.layout.features[key], tfds.features.Image) for key in keys)
+    if not encoded or split.file_format != "tfrecord":
+        raise UserError(
+            f"{dataset.directory}: expected JPEG or PNG images in TFRecord files, to compare with a minimal reader of "
+            "these, found others; convert a copy with tfds convert_format"
+        )
     spec = {key: tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True) for key in keys}
 
     def decode(record: tf.Tensor) -> list[tf.Tensor]:
         return [
+            # despite its name it decodes PNG, too
             tf.map_fn(tf.io.decode_jpeg, encoded, fn_output_signature=tf.uint8)
             for encoded in tf.io.parse_single_example(record, spec).values()
         ]
@@ -71,6 +85,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mllm_act.bench data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=user_path, required=True, help="RLDS dataset directory")
+    parser.add_argument("--mapping", default="", help="a file, or a name in configs/robots")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--context", type=int, default=3, help="steps per window")
@@ -78,9 +93,9 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     check_flags(flags)
 
-    dataset = open_dataset(flags.data)
+    dataset = open_dataset(flags.data, flags.mapping)
     split = dataset.split(flags.split)
-    epoch = int(read_actions(dataset, flags.split).lengths.sum())
+    epoch = int(read_segments(dataset, flags.split)[1].sum())
     count = max(epoch, 5000)  # small datasets are read several times
     warm_up = max(1000, 8 * flags.batch_size * flags.context)
     bare = bare_frames(dataset, split)

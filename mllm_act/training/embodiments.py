@@ -29,6 +29,7 @@ from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Statistics
 from mllm_act.policy.network import EmbodimentConfig, build_adapter, longest_prompt
 from mllm_act.policy.prompt import Prompt, check_ids, fill, pad
+from mllm_act.training.processes import processes
 
 # Keys of a config that belong to its embodiment, besides ``data.directory`` and ``data.context``.
 KEYS = (
@@ -94,8 +95,8 @@ class Embodiment:
 
     def train_batches(self, seed: int, shuffle_megabytes: int) -> TrainBatches:
         """Returns this process's share of the training batches, without end."""
-        processes = jax.process_count()
-        first, end = (self.share * (jax.process_index() + i) // processes for i in (0, 1))
+        count = jax.process_count()
+        first, end = (self.share * (jax.process_index() + i) // count for i in (0, 1))
         return TrainBatches(
             self.source.dataset,
             "train",
@@ -195,14 +196,14 @@ def make_embodiments(
     """
     weights = {name: source.weight for name, source in sources.items()}
     shares = mixture.shares(weights, batch_size)
-    processes = jax.process_count()
-    if min(shares.values()) < processes:
+    count = jax.process_count()
+    if min(shares.values()) < count:
         name = min(shares, key=lambda name: shares[name])
         raise UserError(
-            f"config.data.batch_size: expected at least one window of {name} for each of {processes} processes, found "
+            f"config.data.batch_size: expected at least one window of {name} for each of {count} processes, found "
             f"{shares[name]} of {batch_size} windows; raise the batch size, or its weight"
         )
-    multiple = math.lcm(shards, processes)
+    multiple = math.lcm(shards, count)
     embodiments = {}
     for name, source in sources.items():
         config = _embodiment_config(source, text_tokenizer)
@@ -244,7 +245,7 @@ def _open(key: str, config: ConfigDict, weight: float) -> Source:
     adapter = adapter_class(config.adapter.name, f"{key}.adapter.name")
     dataset = rlds.open_dataset(config.data.directory, config.data.mapping)
     actions = _actions(key, config, adapter, dataset)
-    statistics = dataset_statistics(dataset)
+    statistics = dataset_statistics(dataset, processes=processes())
     tokenizer = None
     if adapter.needs_tokenizer:
         if not config.tokenizer:

@@ -86,3 +86,12 @@ def test_errors_of_the_command_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             check.main([str(folder), f"--out={tmp_path / 'out'}", *flags])
+
+
+def test_the_faults_of_all_splits_are_in_one_error(tmp_path: Path) -> None:
+    episodes = [tiny_rlds.episode(index, 3) for index in range(2)]
+    for episode in episodes:
+        episode["steps"][2]["action"][0] = float("nan")
+    folder = tiny_rlds.write(tmp_path / "tiny", {"train": [episodes[:1]], "val": [episodes[1:]]})
+    with pytest.raises(UserError, match="tiny-train.*action.*nan.*tiny-val.*action.*nan"):
+        check.main([str(folder), f"--out={tmp_path / 'out'}"])

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.rlds import IMAGE, open_dataset
+from data_pipelines.reading.statistics import dataset_statistics
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from tests.data_pipelines import tiny_rlds
@@ -94,6 +95,20 @@ def test_action_that_is_not_finite(tmp_path: Path, value: float) -> None:
     expected = ("'task-1'", "step 4", "action[2]", str(value), "record 1")
     fail(lambda: read_actions(open_dataset(directory), "train"), *expected)
     fail(lambda: [next(batches) for batches in [train(directory)] for _ in range(9)], *expected)
+
+
+def test_all_faults_of_a_split_are_in_one_error(tmp_path: Path) -> None:
+    episodes = [tiny_rlds.episode(index, 3) for index in range(30)]
+    for number, episode in enumerate(episodes[:24]):
+        episode["steps"][1]["action"][number % 4] = np.nan
+    directory = tiny_rlds.write(tmp_path / "tiny", {"train": [episodes[20:], episodes[:20]]})
+    expected = (  # two of the 24 are held out
+        "record 0 (task 'task-0'), step 1: action[0]",
+        "record 3",
+        "action[3]",
+        "and 2 more",
+    )
+    fail(lambda: dataset_statistics(open_dataset(directory)), *expected)
 
 
 def test_steps_missing_from_one_key(tmp_path: Path) -> None:

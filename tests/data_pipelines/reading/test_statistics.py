@@ -5,9 +5,12 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from data_pipelines.reading.episodes import read_actions
+from data_pipelines.reading import statistics
+from data_pipelines.reading.episodes import read_actions, read_segments
 from data_pipelines.reading.rlds import open_dataset
-from data_pipelines.reading.statistics import dataset_statistics, moments
+from data_pipelines.reading.statistics import Processes, dataset_statistics, moments
 from mllm_act.errors import UserError
 from mllm_act.normalization import Statistics
 from tests.data_pipelines import tiny_rlds
@@ -46,12 +50,9 @@ def test_equal_to_numpy_over_what_was_written(directory: Path) -> None:
     ]
     action = np.array([step["action"] for step in written])
     proprio = np.array([step["observation"]["proprio"] for step in written])
-    actions = read_actions(open_dataset(directory), "train")
-    np.testing.assert_array_equal(actions.action, action)
-    np.testing.assert_array_equal(actions.proprio, proprio)
-    assert actions.lengths.tolist() == [4, 1, 7, 3]
-    assert actions.tasks == ("task-0", "task-1", "task-0", "task-1")
-    assert actions.episode.tolist() == [0] * 4 + [1] + [2] * 7 + [3] * 3
+    np.testing.assert_array_equal(read_actions(open_dataset(directory), "train").action, action)
+    episode, steps = read_segments(open_dataset(directory), "train")
+    assert (episode.tolist(), steps.tolist()) == ([0, 1, 2, 3], [4, 1, 7, 3])
 
     result = dataset_statistics(open_dataset(directory))
     assert (result.num_steps, result.num_episodes) == (15, 4)
@@ -264,3 +265,42 @@ def test_normalisation_imports_neither_tensorflow_nor_jax() -> None:
     program = "import sys, mllm_act.normalization\n"
     program += "assert not {'tensorflow', 'jax'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_that_read_together_agree_with_one(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Threads stand for the processes; with three, one has nothing to read."""
+    monkeypatch.setattr(statistics, "BLOCK", 2)
+
+    def read(folder: Path) -> list[Any]:
+        dataset = open_dataset(folder)
+        barrier, sent = threading.Barrier(count, timeout=60), [b""] * count
+
+        def run(index: int) -> Any:
+            def exchange(message: bytes) -> list[bytes]:
+                sent[index] = message
+                barrier.wait()
+                received = list(sent)
+                barrier.wait()
+                return received
+
+            try:
+                return dataset_statistics(dataset, "train", Processes(index, count, exchange))
+            except UserError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(run, range(count)))
+
+    shutil.copytree(directory, tmp_path / "copy")
+    expected = dataset_statistics(open_dataset(directory))
+    assert read(tmp_path / "copy") == [expected] * count
+    assert len(list((tmp_path / "copy").glob("statistics-*"))) == 1
+    assert read(tmp_path / "copy") == [expected] * count  # from the cache
+
+    bad = [tiny_rlds.episode(index, 3) for index in range(3)]
+    bad[1]["steps"][0]["action"][1] = np.nan
+    found = read(tiny_rlds.write(tmp_path / "bad", {"train": [bad]}))
+    assert len(set(found)) == 1 and "action[1]: expected a finite number, found nan" in found[0]

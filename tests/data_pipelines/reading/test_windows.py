@@ -92,5 +92,6 @@ def test_every_instruction_is_known_before_training(directory: Path) -> None:
 def test_windows_are_counted_as_they_are_cut(directory: Path, context: int) -> None:
     dataset = open_dataset(directory)
     batches = EvalBatches(dataset, "val", batch_size=1, context=context)
-    counts = np.bincount([int(b["proprio"][0, 0, 0]) for b in batches])
-    assert read_actions(dataset, "val").windows(context).tolist() == counts.tolist()
+    masks = [batch["mask"] for batch in batches]  # too few would lack steps, too many be empty
+    assert sum(int(mask.sum()) for mask in masks) == sum(map(len, SENTENCES))
+    assert all(mask.any() for mask in masks)
