@@ -23,7 +23,7 @@ from data_pipelines import draft
 from data_pipelines.mapping import load_mapping
 from data_pipelines.reading.episodes import read_episodes, read_segments
 from data_pipelines.reading.layout import decode_image, find
-from data_pipelines.reading.rlds import Dataset, features_of, open_dataset
+from data_pipelines.reading.rlds import Dataset, features_of, is_own, open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
 from mllm_act import normalization
 from mllm_act.errors import UserError, run
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.context < 1:
         raise UserError(f"--context: expected at least 1, found {args.context}")
-    if args.mapping is None and not (Path(args.directory) / "metadata.json").exists():
+    if args.mapping is None and not is_own(args.directory):
         _write_draft(args.directory)
         return
     mapping = None if args.mapping is None else load_mapping(args.mapping)
@@ -160,13 +160,9 @@ def _frames(dataset: Dataset, path: Path) -> dict[str, float]:
             axis.imshow(decode_image(images[step], dataset.image_shapes[camera]).numpy())
             axis.set_title(f"{camera}, step {step}", fontsize=8)
             axis.set_axis_off()
-        row[0].text(
-            0,
-            -0.08,
-            episode["instruction"][0].decode()[:80],
-            transform=row[0].transAxes,
-            fontsize=8,
-        )
+        sentence = episode["instruction"][0].decode()[:80]
+        text = row[0].text(0, -0.08, sentence, transform=row[0].transAxes, fontsize=8)
+        text.set_in_layout(False)  # it may be wider than the image
     _save(figure, path)
     _draw_actions(dataset.metadata, episodes, path.with_name("actions.png"))
     return {
@@ -204,7 +200,10 @@ def _write_draft(directory: str) -> None:
     for path, feature in sorted(features.items()):
         print(f"  {path:<50} {feature!r}")
     text = draft.write(directory, features)
-    file = Path(DRAFT)
+    file, imported = Path(DRAFT), Path(directory) / "mapping.py"
+    if imported.is_file():  # by data_pipelines.import_lerobot
+        print(f"Next: python -m data_pipelines.check {directory} --mapping={imported}")
+        return
     if file.exists():
         print(f"{file} exists and was left as it is; the draft:\n{text}")
     else:

@@ -13,28 +13,25 @@ recorded episodes are kept in DIR/.episodes.
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_pipelines.reading.rlds import RECORD, open_dataset
+from data_pipelines import resumable
+from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.resumable import EPISODES
 from data_pipelines.writing import recording
 from mllm_act import envs, errors
-from mllm_act.envs.processes import TIMEOUT, Worker, check_timeout
-from mllm_act.errors import Interrupted, UserError
-from mllm_act.files import LOCK, locked, read_json, user_path, write_json
+from mllm_act.envs.processes import TIMEOUT, check_timeout
+from mllm_act.errors import UserError
+from mllm_act.files import user_path
 
 VAL_EVERY = 20
-EPISODES = ".episodes"  # in the dataset's folder, until it is complete
-PARTIAL = ".partial-*"  # what a killed process leaves, see ``mllm_act.files``
-WRITTEN_LAST = "dataset_info.json"  # readers reject a folder without it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +78,14 @@ def generate(
         for task in names
         for episode in range(episodes)
     ]
-    try:
-        with locked(out, "--out"):
-            record = _open(out, arguments)
-            if "results" in record:
-                _check_complete(out)
-                shutil.rmtree(out / EPISODES, ignore_errors=True)
-                print(f"{out} is complete: nothing to do")
-                return record
-            return _complete(record, jobs, workers, timeout, out)
-    except OSError as error:
-        raise UserError(
-            f"{out}: expected to write the dataset to it, found {error}; free space or allow it, then run the "
-            "same command to continue"
-        ) from None
-    except KeyboardInterrupt:
-        recorded = sum(job.file.exists() for job in jobs)
-        raise Interrupted(
-            f"interrupted: {recorded} of {len(jobs)} episodes are kept in {out / EPISODES}; "
-            "run the same command to continue"
-        ) from None
+    with resumable.writing(out, [job.file for job in jobs]):
+        record = _open(out, arguments)
+        if "results" in record:
+            _check_complete(out)
+            shutil.rmtree(out / EPISODES, ignore_errors=True)
+            print(f"{out} is complete: nothing to do")
+            return record
+        return _complete(record, jobs, workers, timeout, out)
 
 
 def _complete(
@@ -124,10 +109,7 @@ def _complete(
                 f"split {split}: expected at least one successful episode, found none; use more --episodes"
             )
     record["sha256"] = _write(arguments["env"], splits, out)
-    write_json(out / RECORD, record)
-    shutil.rmtree(out / EPISODES)
-    for left_by_a_kill in out.glob(PARTIAL):
-        left_by_a_kill.unlink()
+    resumable.finish(out, record)
     _report(arguments["env"], out, results, frames, seconds, min(workers, len(jobs)))
     return record
 
@@ -142,38 +124,9 @@ def _check_numbers(episodes: int, workers: int, seed: int) -> None:
 
 
 def _open(out: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of ``generation.json`` in ``out``, which is written if there is none.
-
-    Raises:
-      UserError: ``out`` was made with other arguments, or is a folder of something else.
-    """
+    """Returns the content of ``generation.json``; see ``resumable.open_record``."""
     recipe = recording.recipe(envs.spec(arguments["env"]))
-    record = {"arguments": arguments, "recipe": recipe}
-    path = out / RECORD
-    if path.exists():
-        fix = f"choose another --out, or delete {out}"
-        saved = read_json(path, fix)
-        for part, values in record.items():
-            found = saved.get(part)
-            found = found if isinstance(found, dict) else {}
-            for key, value in values.items():
-                if found.get(key) != value:
-                    raise UserError(
-                        f"{path}: {key}: expected {_short(value)}, found {_short(found.get(key))}; {fix}"
-                    )
-        return saved
-    if any(file.name != LOCK and not file.match(PARTIAL) for file in out.iterdir()):
-        raise UserError(
-            f"{out}: expected a new or empty folder, or one with {RECORD}, found other files; choose another --out"
-        )
-    write_json(path, record)
-    return record
-
-
-def _short(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    return resumable.open_record(out, {"arguments": arguments, "recipe": recipe}, "this command")
 
 
 def _check_complete(out: Path) -> None:
@@ -186,80 +139,30 @@ def _check_complete(out: Path) -> None:
 
 def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int, timeout: float) -> int:
     """Records the missing episodes; returns the number of frames simulated for them."""
-    missing = [job for job in jobs if not _recorded(job.file)]
+    missing = [job for job in jobs if not resumable.kept(job.file)]
     for job in missing:
         job.file.parent.mkdir(parents=True, exist_ok=True)
     frames = 0
     with tqdm(
         total=len(jobs), initial=len(jobs) - len(missing), unit="episode", desc="recording"
     ) as bar:
-        for job in _in_workers(env, seed, iter(missing), min(workers, len(missing)), timeout):
+        for job, _ in resumable.in_workers(
+            "data_pipelines.writing.recording:serve", missing, min(workers, len(missing)), timeout,
+            request=lambda job: (job.task, job.episode, str(job.file)),
+            doing=lambda job: f"{job.task}, episode {job.episode}",
+            env=env, seed=seed,
+        ):  # fmt: skip
             frames += recording.summary(job.file)["frames_drawn"]
             bar.update()
             bar.set_postfix_str(f"{frames / bar.format_dict['elapsed']:.0f} frames/s, {job.task}")
     return frames
 
 
-def _recorded(file: Path) -> bool:
-    """Returns whether an episode was recorded; says so if its file is damaged."""
-    if not file.exists():
-        return False
-    try:
-        recording.load(file)
-    except UserError:
-        print(f"notice: {file} is damaged: the episode is recorded again")
-        return False
-    return True
-
-
-def _in_workers(
-    env: str, seed: int, jobs: Iterator[Recording], workers: int, timeout: float
-) -> Iterator[Recording]:
-    """Yields recordings as workers complete them, in any order. The worker processes end with the iteration."""
-    pool = [
-        Worker("data_pipelines.writing.recording:serve", timeout=timeout, env=env, seed=seed)
-        for _ in range(max(workers, 0))
-    ]
-    busy: dict[Any, tuple[Worker, Recording]] = {}
-
-    def start(worker: Worker) -> None:
-        job = next(jobs, None)
-        if job is not None:
-            worker.send((job.task, job.episode, str(job.file)))
-            busy[worker.connection] = (worker, job)
-
-    try:
-        for worker in pool:
-            start(worker)
-        while busy:
-            ready = wait(list(busy), min(worker.time_left for worker, _ in busy.values()))
-            # `receive` raises the error of a worker that is overdue.
-            overdue = [c for c, (worker, _) in busy.items() if not worker.time_left]
-            for connection in ready or overdue:
-                worker, job = busy.pop(connection)
-                worker.receive(
-                    f"{job.task}, episode {job.episode} (run the same command to continue)"
-                )
-                yield job
-                start(worker)
-    finally:
-        for worker in pool:
-            worker.close()
-
-
 def _write(env: str, splits: dict[str, list[Path]], out: Path) -> dict[str, str]:
     """Writes the dataset with TFDS to a temporary folder, then moves its files to ``out``; returns their SHA-256."""
     from data_pipelines.writing import builder  # imports TensorFlow
 
-    staging = out / EPISODES / "rlds"
-    shutil.rmtree(staging, ignore_errors=True)
-    dataset = builder.write(env, splits, staging)
-    digests = {}
-    for file in sorted(dataset.iterdir(), key=lambda file: (file.name == WRITTEN_LAST, file.name)):
-        with file.open("rb") as content:
-            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-        os.replace(file, out / file.name)
-    return digests
+    return resumable.publish(builder.write(env, splits, resumable.staging(out)), out)
 
 
 def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -> dict[str, Any]:

@@ -15,22 +15,20 @@ the number of workers, nor on interruptions.
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from data_pipelines import resumable
 from data_pipelines.mapping import DataMapping, Part, load_mapping
-from data_pipelines.reading.rlds import RECORD, open_dataset
+from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.resumable import EPISODES
 from data_pipelines.writing import recording
 from data_pipelines.writing.lerobot import (
-    Episode,
     Shapes,
     Source,
     faulty,
@@ -40,14 +38,11 @@ from data_pipelines.writing.lerobot import (
 )
 from data_pipelines.writing.lerobot_features import ACTION, STATE
 from mllm_act import errors
-from mllm_act.envs.processes import LONGEST_TIMEOUT, Worker
-from mllm_act.errors import Interrupted, UserError
-from mllm_act.files import LOCK, locked, read_json, user_path, whole_file, write_json
+from mllm_act.envs.processes import LONGEST_TIMEOUT
+from mllm_act.errors import UserError
+from mllm_act.files import user_path, whole_file
 
-EPISODES = ".episodes"  # in the dataset's folder, until it is complete
-PARTIAL = ".partial-*"  # what a killed process leaves, see ``mllm_act.files``
 MAPPING = "mapping.py"
-WRITTEN_LAST = "dataset_info.json"  # readers reject a folder without it
 
 
 def make_mapping(source: Source) -> DataMapping:
@@ -115,48 +110,23 @@ def import_dataset(source: Path, out: Path, workers: int) -> dict[str, Any]:
     for reason in opened.left_out:
         print(f"notice: left out: {reason}")
     files = {e.index: out / EPISODES / f"{e.index:09d}.npz" for e in opened.episodes}
-    try:
-        with locked(out, "--out"):
-            record = _open(out, opened)
-            if "results" not in record:
-                return _complete(record, opened, files, workers, out)
-            _check(out)
-            shutil.rmtree(out / EPISODES, ignore_errors=True)
-            print(f"{out} is complete: nothing to do")
-            return record
-    except OSError as error:
-        raise UserError(
-            f"{out}: expected to write the dataset to it, found {error}; free space or allow it, then run the "
-            "same command to continue"
-        ) from None
-    except KeyboardInterrupt:
-        kept = sum(file.exists() for file in files.values())
-        raise Interrupted(
-            f"interrupted: {kept} of {len(files)} episodes are kept in {out / EPISODES}; run the same command to "
-            "continue"
-        ) from None
+    with resumable.writing(out, files.values()):
+        record = _open(out, opened)
+        if "results" not in record:
+            return _complete(record, opened, files, workers, out)
+        _check(out)
+        shutil.rmtree(out / EPISODES, ignore_errors=True)
+        print(f"{out} is complete: nothing to do")
+        return record
 
 
 def _open(out: Path, source: Source) -> dict[str, Any]:
-    """Returns the content of ``generation.json`` in ``out``, which is written if there is none."""
+    """Returns the content of ``generation.json``; see ``resumable.open_record``."""
     arguments = {"program": "import_lerobot", "metadata_sha256": source.digest}
-    record = {"arguments": arguments, "recipe": {"jpeg_quality": recording.JPEG_QUALITY}}
-    path, fix = out / RECORD, f"choose another --out, or delete {out}"
-    if path.exists():
-        saved = read_json(path, fix)
-        for key, value in record.items():
-            if saved.get(key) != value:
-                raise UserError(
-                    f"{path}: {key}: expected the import of {source.folder}, {value}, found "
-                    f"{saved.get(key)!r:.300}; {fix}"
-                )
-        return saved
-    if any(file.name != LOCK and not file.match(PARTIAL) for file in out.iterdir()):
-        raise UserError(
-            f"{out}: expected a new or empty folder, or one with {RECORD}, found other files; choose another --out"
-        )
-    write_json(path, record)
-    return record
+    recipe = {"jpeg_quality": recording.JPEG_QUALITY}
+    return resumable.open_record(
+        out, {"arguments": arguments, "recipe": recipe}, f"the import of {source.folder}"
+    )
 
 
 def _check(out: Path) -> None:
@@ -175,24 +145,14 @@ def _complete(
     from data_pipelines.writing import lerobot_rlds  # imports TensorFlow
 
     mapping = make_mapping(source)
-    staging = out / EPISODES / "rlds"
-    shutil.rmtree(staging, ignore_errors=True)
-    dataset = lerobot_rlds.write(source, files, mapping.metadata(), staging)
-    digests = {}
-    for file in sorted(dataset.iterdir(), key=lambda file: (file.name == WRITTEN_LAST, file.name)):
-        with file.open("rb") as content:
-            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-        os.replace(file, out / file.name)
+    dataset = lerobot_rlds.write(source, files, mapping.metadata(), resumable.staging(out))
+    record["sha256"] = resumable.publish(dataset, out)
     with whole_file(out / MAPPING) as partial:
         partial.write_text(mapping_text(mapping), encoding="utf-8")
     _check(out)
     frames = sum(episode.length for episode in source.episodes)
     record["results"] = {"episodes": len(files), "frames": frames}
-    record["sha256"] = digests
-    write_json(out / RECORD, record)
-    shutil.rmtree(out / EPISODES)
-    for left_by_a_kill in out.glob(PARTIAL):
-        left_by_a_kill.unlink()
+    resumable.finish(out, record)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{len(files)} episodes, {frames} frames, {size / 1e6:.1f} MB in {out}")
     print(
@@ -221,7 +181,12 @@ def _read(source: Source, files: dict[int, Path], workers: int) -> None:
                     count(image_shapes(arrays))
                     continue
             missing.append(episode)
-        for found, shapes in _in_workers(source, missing, files, min(workers, len(missing))):
+        for _, (found, shapes) in resumable.in_workers(
+            "data_pipelines.writing.lerobot_episode:serve", missing, min(workers, len(missing)), LONGEST_TIMEOUT,
+            request=lambda episode: (episode, str(files[episode.index])),
+            doing=lambda episode: f"episode {episode.index}",
+            source=source,
+        ):  # fmt: skip
             faults += found
             count(shapes)
     for key, counts in sizes.items():
@@ -230,34 +195,6 @@ def _read(source: Source, files: dict[int, Path], workers: int) -> None:
             faults.append(f"{key}: expected images of one height and width, found {listed}")
     if faults:
         raise faulty(source.folder, sorted(faults))
-
-
-def _in_workers(
-    source: Source, episodes: Sequence[Episode], files: dict[int, Path], workers: int
-) -> Iterator[tuple[list[str], Shapes]]:
-    """Yields the answers of workers, in any order. The worker processes end with the iteration."""
-    factory = "data_pipelines.writing.lerobot_episode:serve"
-    pool = [Worker(factory, timeout=LONGEST_TIMEOUT, source=source) for _ in range(workers)]
-    waiting = iter(episodes)
-    busy: dict[Any, tuple[Worker, Episode]] = {}
-
-    def start(worker: Worker) -> None:
-        episode = next(waiting, None)
-        if episode is not None:
-            worker.send((episode, str(files[episode.index])))
-            busy[worker.connection] = (worker, episode)
-
-    try:
-        for worker in pool:
-            start(worker)
-        while busy:
-            for connection in wait(list(busy)):
-                worker, episode = busy.pop(connection)
-                yield worker.receive(f"episode {episode.index} (run the same command to continue)")
-                start(worker)
-    finally:
-        for worker in pool:
-            worker.close()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""CALVIN (arXiv 2112.03227) as RLDS with the names of its own files: a simulated Franka arm at 30 Hz.
+"""CALVIN (arXiv 2112.03227) as ``data_pipelines.import_calvin`` writes it: a simulated Franka arm at 30 Hz.
 
 The action is ``rel_actions``: the change of the end effector's pose, of which 1 is 2 cm or 0.05 rad, and the gripper: 1
 open, -1 closed.
@@ -20,5 +20,6 @@ MAPPING = DataMapping(
     ),
     proprio=(Part("observation/robot_obs", STATE),),
     instruction=("language_instruction",),
+    task="episode_metadata/task",
     rate=30.0,
 )

@@ -145,5 +145,5 @@ def test_a_full_disk_while_the_dataset_is_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_environment_is_refused(dataset: Dataset) -> None:
-    with pytest.raises(UserError, match="env: expected metaworld, found babyai"):
+    with pytest.raises(UserError, match="env: expected metaworld of this command, found babyai"):
         generate("metaworld", "reach-v3", 3, dataset.directory, workers=1, seed=5)

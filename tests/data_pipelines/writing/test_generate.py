@@ -88,7 +88,7 @@ def test_two_workers_interrupted_and_killed_write_the_same_bytes_as_one(
     damaged.write_bytes(damaged.read_bytes()[:-100])
     program = start(out, 3)
     printed, _ = program.communicate()
-    assert f"notice: {damaged} is damaged: the episode is recorded again\n" in printed
+    assert f"notice: {damaged} is damaged: the episode is written again\n" in printed
     assert contents(out) == contents(dataset)
 
 

@@ -314,7 +314,7 @@ def test_a_folder_of_something_else_is_left_alone(v3: Path, tmp_path: Path) -> N
         import_dataset(v3, tmp_path, workers=1)
     (tmp_path / "notes.txt").unlink()
     (tmp_path / RECORD).write_text('{"arguments": {"env": "metaworld"}}')
-    with pytest.raises(UserError, match=f"arguments: expected the import of {v3}"):
+    with pytest.raises(UserError, match=f"program: expected import_lerobot of the import of {v3}"):
         import_dataset(v3, tmp_path, workers=1)
     assert [file.name for file in tmp_path.iterdir()] == [RECORD]
 
