@@ -5,12 +5,15 @@ ADAPTERS ?= rvq
 STAMP := .venv/.set-up
 PARITY := .venv/.parity
 RUN := .venv/bin/python
+PYTEST := -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
+# The extras of pyproject.toml that the tests need.
+EXTRAS := data metaworld babyai lerobot pretrained test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint style types tests format doctor parity pretrained lock release clean always
+.PHONY: help setup demo test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment, pinned packages, libraries for headless rendering (PYTHON=... picks one)
 
@@ -37,6 +40,10 @@ test: style $(PARITY)  ## lint, types and all tests, about 20 minutes on 2 cores
 test-fast: style  ## lint, types and the tests without training and simulators
 	@$(MAKE) --no-print-directory -j 2 PYTHON= types tests MARKED='not slow'
 
+test-newest:  ## all tests with the newest releases on the newest Python there is, in .venv-newest
+	@PYTHON='$(PYTHON)' sh requirements/newest.sh '$(EXTRAS)'
+	@.venv-newest/bin/python $(PYTEST)
+
 lint: style types  ## ruff, its format check, mypy
 
 style: setup
@@ -47,7 +54,7 @@ types: setup
 	@$(RUN) -m mypy
 
 tests: setup
-	@$(RUN) -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder -m '$(MARKED)'
+	@$(RUN) $(PYTEST) -m '$(MARKED)'
 
 format: setup  ## format the code and fix what ruff can fix
 	@$(RUN) -m ruff check --fix .
@@ -76,8 +83,8 @@ COMPILE := .venv/bin/uv pip compile -q --universal --fork-strategy fewest --pyth
 
 lock: setup  ## resolve the pins again (UPGRADE=--upgrade takes the newest)
 	@cp requirements/lock.txt .venv/lock.txt
-	@$(COMPILE) $(UPGRADE) --extra data --extra metaworld --extra babyai --extra lerobot --extra pretrained --extra test -o .venv/lock.txt
-	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras data, metaworld, babyai, lerobot, pretrained, test." \
+	@$(COMPILE) $(UPGRADE) $(EXTRAS:%=--extra %) -o .venv/lock.txt
+	@echo "# Made by 'make lock' from pyproject.toml: the package and its extras $(shell echo '$(EXTRAS)' | sed 's/ /, /g')." \
 		| cat - .venv/lock.txt > requirements/lock.txt
 	@cp requirements/parity.txt .venv/parity.txt
 	@$(COMPILE) $(UPGRADE) --extra parity -c requirements/lock.txt -o .venv/parity.txt
@@ -89,5 +96,5 @@ release: setup  ## build dist/ and check the wheel in a new environment outside 
 	@sh requirements/release.sh
 
 clean:  ## remove .venv, caches, dist/ and the demo's output (runs/)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build dist ./*.egg-info
+	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build dist ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
