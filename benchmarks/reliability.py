@@ -154,6 +154,11 @@ def content(program: str, folder: Path) -> dict[str, Any]:
     return found | {"metrics": scalars, "step": step}
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a program writes to its folder at this moment."""
+    return any(any(folder.glob(pattern)) for pattern in WRITING)
+
+
 def disturb(
     program: str, command: list[str], folder: Path, rng: random.Random, seconds: float, kills: int
 ) -> list[str]:
@@ -167,8 +172,7 @@ def disturb(
         process = start(program, command, folder)
         writing, moment = len(done) % 2 == 0, time.monotonic() + rng.uniform(0.1, 0.9) * seconds
         while process.poll() is None and len(done) < kills:
-            at_work = any(any(folder.glob(pattern)) for pattern in WRITING)
-            if time.monotonic() > moment and (at_work or not writing):
+            if time.monotonic() > moment and (not writing or at_work(folder)):
                 time.sleep(rng.uniform(0, 0.05) if writing else 0)
                 process.kill()
                 break
