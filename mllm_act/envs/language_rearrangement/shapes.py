@@ -1,6 +1,6 @@
 """What the 33 classes of objects look like: a few coloured shapes each, in metres, standing on z = 0.
 
-They are somewhat larger than real ones, so that they can be told apart in small images.
+They are larger than real ones (`SCALE`), so that they can be told apart in small images. Long ones lie along x.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mllm_act.envs.language_rearrangement.entities import OBJECTS
 
 Numbers = Sequence[float]
+SCALE = 1.2
 
 WHITE, BLACK, GRAY, STEEL = (
     (0.93, 0.93, 0.9),
@@ -35,7 +36,12 @@ def _text(values: Numbers) -> str:
 
 
 def geom(
-    kind: str, size: Numbers, color: Numbers, at: Numbers = (0, 0, 0), turn: Numbers = (0, 0, 0)
+    kind: str,
+    size: Numbers,
+    color: Numbers,
+    at: Numbers = (0, 0, 0),
+    turn: Numbers = (0, 0, 0),
+    scale: float = SCALE,
 ) -> str:
     """Returns a MuJoCo geom.
 
@@ -45,7 +51,9 @@ def geom(
       color: red, green, blue, 0 to 1.
       at: its middle.
       turn: about x, y and z, in degrees.
+      scale: of size and middle.
     """
+    size, at = [scale * value for value in size], [scale * value for value in at]
     return (
         f'<geom type="{kind}" size="{_text(size)}" rgba="{_text(color)} 1" pos="{_text(at)}" '
         f'euler="{_text(turn)}"/>'
@@ -54,12 +62,16 @@ def geom(
 
 def rod(start: Numbers, end: Numbers, radius: float, color: Numbers) -> str:
     """Returns a capsule from one point to another."""
-    return f'<geom type="capsule" fromto="{_text((*start, *end))}" size="{radius:.4g}" rgba="{_text(color)} 1"/>'
+    ends = [SCALE * value for value in (*start, *end)]
+    return (
+        f'<geom type="capsule" fromto="{_text(ends)}" size="{SCALE * radius:.4g}" '
+        f'rgba="{_text(color)} 1"/>'
+    )
 
 
-def turned(name: str, color: Numbers, at: Numbers = (0, 0, 0)) -> str:
+def turned(name: str, color: Numbers) -> str:
     """Returns a solid of revolution, one of `PROFILES`."""
-    return f'<geom type="mesh" mesh="{name}" rgba="{_text(color)} 1" pos="{_text(at)}"/>'
+    return f'<geom type="mesh" mesh="{name}" rgba="{_text(color)} 1"/>'
 
 
 # Solids of revolution: (radius, height) along the outline, outside upwards and inside downwards.
@@ -108,7 +120,8 @@ def meshes() -> str:
         for ring, (radius, height) in enumerate(profile):
             for side in range(SIDES):
                 angle = 2 * math.pi * side / SIDES
-                points += [radius * math.cos(angle), radius * math.sin(angle), height]
+                x, y = radius * math.cos(angle), radius * math.sin(angle)
+                points += [SCALE * x, SCALE * y, SCALE * height]
                 if ring:
                     a, b = (ring - 1) * SIDES + side, (ring - 1) * SIDES + (side + 1) % SIDES
                     c, d = a + SIDES, b + SIDES
@@ -291,9 +304,10 @@ SHAPES: dict[str, list[str]] = {
     "cup": [turned("cup", (0.1, 0.6, 0.65))],
     "mug": [
         turned("mug", (0.75, 0.1, 0.1)),
-        rod((0.05, 0, 0.08), (0.08, 0, 0.075), 0.008, (0.75, 0.1, 0.1)),
-        rod((0.08, 0, 0.075), (0.08, 0, 0.035), 0.008, (0.75, 0.1, 0.1)),
-        rod((0.08, 0, 0.035), (0.05, 0, 0.025), 0.008, (0.75, 0.1, 0.1)),
+        geom("cylinder", (0.043, 0.002), BROWN, (0, 0, 0.085)),
+        rod((0.05, 0, 0.084), (0.088, 0, 0.08), 0.009, (0.75, 0.1, 0.1)),
+        rod((0.088, 0, 0.08), (0.088, 0, 0.034), 0.009, (0.75, 0.1, 0.1)),
+        rod((0.088, 0, 0.034), (0.05, 0, 0.022), 0.009, (0.75, 0.1, 0.1)),
     ],
     "orange": _fruit(0.055, (1.0, 0.5, 0.0), None),
     "lid": [
