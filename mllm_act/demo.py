@@ -162,8 +162,12 @@ def run_demo(demo: Demo, chosen: tuple[str, ...], out: Path) -> None:
             train.append(f"--config.tokenizer={tokenizer}")
         if "untrained" not in policies:  # all adapters are equally untrained
             policies = {"untrained": out / f"policy_untrained_{adapter}", **policies}
-            workdir = f"--workdir={policies['untrained']}"
-            call("An untrained policy", *train, "--config.steps=0", workdir)
+            call(
+                "An untrained policy",
+                *train,
+                "--config.steps=0",
+                f"--workdir={policies['untrained']}",
+            )
         call(f"Policy with the {adapter} adapter", *train, f"--workdir={policies[adapter]}")
     for name, workdir in policies.items():
         call(
@@ -185,7 +189,7 @@ def run_demo(demo: Demo, chosen: tuple[str, ...], out: Path) -> None:
             "the tokenizer's precision in physical units, and its replay"
         )
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Results:")
-    print("\n".join(f"  {path:<46} {text}" for path, text in outputs.items()))
+    print("\n".join(f"  {file:<46} {text}" for file, text in outputs.items()))
     print("Next:")
     print("\n".join(f"  {command:<46} {text}" for command, text in demo.next_steps.items()))
 
