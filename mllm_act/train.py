@@ -28,7 +28,7 @@ from mllm_act.training import sharding
 from mllm_act.training.guards import check_finite
 from mllm_act.training.metrics import MetricsWriter, StepTimer
 from mllm_act.training.setup import Run, set_up, start_or_resume
-from mllm_act.training.step import State, average, update, validate
+from mllm_act.training.step import State, average, jit_update, validate
 from mllm_act.training.stop import Stop
 
 ToDevice = Callable[[str, Mapping[str, Any]], Batch]
@@ -50,10 +50,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     resumed, state, frozen, meta = start_or_resume(run, config, checkpoints, train_batches, workdir)
 
     # ---- step ---------------------------------------------------------------------------------------------------
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state)
-    compiled_update = jax.jit(
-        functools.partial(update, run.recipe), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    compiled_update = jit_update(run.recipe, run.state)
     compiled_validate = jax.jit(functools.partial(validate, run.recipe), static_argnums=2)
 
     def to_device(name: str, arrays: Mapping[str, Any]) -> Batch:

@@ -15,6 +15,7 @@ SOURCES = sorted([*ROOT.glob("mllm_act/**/*.py"), *ROOT.glob("data_pipelines/**/
 FLOORS = (
     ("mllm_act", "mllm_act.errors", "mllm_act.batch", "data_pipelines.tensorflow_cpu"),
     ("mllm_act.files", "mllm_act.normalization", "mllm_act.parameters", "mllm_act.provenance"),
+    ("mllm_act.placement",),
     ("mllm_act.config", "mllm_act.checkpoints", "mllm_act.envs", "mllm_act.models"),
     ("data_pipelines.mapping",),
     (

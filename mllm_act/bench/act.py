@@ -74,7 +74,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
             for _ in range(5):
                 _, kept = policy.act(images, proprio, instructions, first, kept)
 
-        print(trace.table(trace.kernels(run), runs=5))
+        print(trace.table(trace.kernels(trace.events(run)), runs=5))
     return {
         "benchmark": "act",
         **vars(flags),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from mllm_act import parameters
 from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
@@ -26,6 +27,7 @@ from mllm_act.policy.network import (
     build_network,
 )
 from mllm_act.policy.prompt import Prompt, train_text_tokenizer
+from mllm_act.training import sharding
 
 NAME, CAMERA = "synthetic", "camera"
 ACTIONS = 4
@@ -49,14 +51,18 @@ def network_config(flags: Any) -> NetworkConfig:
     return NetworkConfig(flags.preset, model(flags), trained, {NAME: embodiment})
 
 
-def initialize(config: NetworkConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Makes a network on the device; returns its structure, its trained and its frozen parameters."""
+def initialize(
+    config: NetworkConfig, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Makes a network on the device or a mesh; returns its structure, its trained and its frozen parameters."""
 
     def make() -> PolicyNetwork:
         return build_network(config, {NAME: statistics()}, nnx.Rngs(0))
 
-    graph, _, _ = parameters.split(nnx.eval_shape(make), config.trained)
-    return graph, *jax.jit(lambda: parameters.split(make(), config.trained)[1:])()
+    graph, *states = parameters.split(nnx.eval_shape(make), config.trained)
+    shardings = None if mesh is None else sharding.of_parameters(tuple(states), mesh)
+    split = jax.jit(lambda: parameters.split(make(), config.trained)[1:], out_shardings=shardings)
+    return graph, *split()
 
 
 def batch(

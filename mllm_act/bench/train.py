@@ -5,9 +5,12 @@
     python -m mllm_act.bench train --bridge=projector --lora_targets='q|k|v|o|gate|up|down' --batch_size=16 --context=1
     python -m mllm_act.bench train --preset=smollm2_vit_s --context=32 --batch_size=64 --episode=10     # BabyAI's shape
     python -m mllm_act.bench train --weight_dtype=float8 ...          # frozen matrices held and multiplied in 8 bits
+    python -m mllm_act.bench train --mesh=1,2,1 --batch_size=64 ...   # devices along data, fsdp and tensor
 
 The last line is JSON. mllm_act/bench/flops.py counts the operations, also those of steps that do not exist. A step is
-timed on the host over ``--steps`` updates that run back to back on the device. ``--trace`` lists the kernels by time.
+timed on the host over ``--steps`` updates that run back to back on the device. ``--trace`` lists the kernels of the
+first device by time. ``collective_ms`` is the time of that device's collectives, ``exposed_ms`` the part of it in which
+nothing else ran.
 """
 
 import argparse
@@ -20,10 +23,10 @@ import jax.numpy as jnp
 
 from mllm_act.bench import flops, synthetic, trace
 from mllm_act.config import load_config
-from mllm_act.models.layers import unstack
+from mllm_act.placement import AXES
 from mllm_act.ranges import check_flags
-from mllm_act.training import memory, optimizer
-from mllm_act.training.step import Recipe, update
+from mllm_act.training import memory, optimizer, sharding
+from mllm_act.training.step import Recipe, jit_update
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--remat", default="", help="none, projections or full; default: preset's")
     parser.add_argument("--lora_targets", default="q|k|v")
     parser.add_argument("--scan", action="store_true", help="layers stacked, not unrolled")
+    parser.add_argument("--mesh", default="1,1,1", help="devices along data, fsdp and tensor")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trace", action="store_true", help="list the kernels by time")
     flags = parser.parse_args(argv)
@@ -60,35 +64,33 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     """Runs the updates and returns the report."""
     network_config = synthetic.network_config(flags)
     config = network_config.model
-    graph, trained, frozen = synthetic.initialize(network_config)
-    estimated = memory.estimate(
-        config,
-        trained,
-        frozen,
-        flags.batch_size,
-        1,
-        flags.context,
-        flags.prompt_tokens,
-        flags.tokens,
+    sizes = dict(zip(AXES, map(int, flags.mesh.split(",")), strict=True))
+    mesh = sharding.make_mesh(sizes)
+    shards = sizes["data"] * sizes["fsdp"]
+    graph, trained, frozen = synthetic.initialize(network_config, mesh)
+    shape = (flags.context, flags.prompt_tokens, flags.tokens)
+    estimated = memory.estimate(config, trained, frozen, flags.batch_size // shards, 1, *shape)
+    if not flags.scan:
+        frozen = sharding.unstack(frozen, mesh)[0](frozen)
+    make_batch = functools.partial(
+        synthetic.batch, config, flags.batch_size, flags.context, flags.prompt_tokens, flags.episode
     )
-    frozen = frozen if flags.scan else unstack(frozen, backward=True)
-    batch = synthetic.batch(
-        config, flags.batch_size, flags.context, flags.prompt_tokens, flags.episode
-    )
+    batch = jax.jit(make_batch, out_shardings=sharding.of_batch(mesh))()
     tx, _ = optimizer.build(load_config("configs/policy/common.py:rvq").optimizer, flags.steps)
     recipe = Recipe(
         graph=graph,
+        mesh=mesh,
         optimizer=tx,
         key=jax.random.key(0),
         shares={synthetic.NAME: 1.0},
-        skip_padding={synthetic.NAME: None if flags.episode is None else 1},
+        skip_padding={synthetic.NAME: None if flags.episode is None else shards},
         action_units={},
     )
-    state = {"trained": trained, "optimizer": jax.jit(tx.init)(trained)}
+    moments = sharding.of_parameters(jax.eval_shape(tx.init, trained), mesh)
+    state = {"trained": trained, "optimizer": jax.jit(tx.init, out_shardings=moments)(trained)}
     batches, step = {synthetic.NAME: batch}, jnp.int32(1)
     started = time.perf_counter()
-    jitted = jax.jit(functools.partial(update, recipe), donate_argnums=0)
-    compiled = jitted.lower(state, frozen, batches, step).compile()
+    compiled = jit_update(recipe, state).lower(state, frozen, batches, step).compile()
     compiling = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     assert analysis is not None
@@ -109,15 +111,18 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
     metrics["loss"].block_until_ready()
     seconds = (time.perf_counter() - started) / flags.steps
 
+    def run() -> None:
+        nonlocal state
+        for _ in range(3):
+            state, metrics = compiled(state, frozen, batches, step)
+        metrics["loss"].block_until_ready()
+
+    collective, exposed = 0.0, 0.0
+    if flags.trace or mesh.size > 1:
+        events = trace.events(run)
+        collective, exposed = trace.collectives(events)
     if flags.trace:
-
-        def run() -> None:
-            after = state
-            for _ in range(3):
-                after, metrics = compiled(after, frozen, batches, step)
-            metrics["loss"].block_until_ready()
-
-        print(trace.table(trace.kernels(run), runs=3))
+        print(trace.table(trace.kernels(events), runs=3))
     operations = flops.train(
         config, flags.batch_size, flags.context, flags.prompt_tokens, flags.tokens
     )
@@ -129,6 +134,8 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         "supervised_actions_per_s": round(flags.batch_size * flags.context / seconds, 1),
         "tflop_per_s": round(operations / seconds / 1e12, 1),
         "tflop": round(operations / 1e12, 2),
+        "collective_ms": round(collective / 3, 2),
+        "exposed_ms": round(exposed / 3, 2),
         "memory_gib": round(needed / 2**30, 2),
         "estimated_gib": round(sum(estimated.values()) / 2**30, 2),
         "compile_s": round(compiling, 1),

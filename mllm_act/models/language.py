@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from mllm_act import placement
 from mllm_act.errors import UserError
 from mllm_act.models.layers import (
     Linear,
@@ -90,7 +91,13 @@ class LanguageBlock(nnx.Module):
         def linear(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
             lora = config.lora if config.lora is not None and config.lora.aims_at(name) else None
             return Linear(
-                inputs, outputs, lora=lora, scale=scale, weight_dtype=weight_dtype, rngs=rngs
+                inputs,
+                outputs,
+                name=name,
+                lora=lora,
+                scale=scale,
+                weight_dtype=weight_dtype,
+                rngs=rngs,
             )
 
         self.norm1 = RMSNorm(d, epsilon=config.epsilon)
@@ -157,7 +164,8 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "*B"], dtype: DTypeLike) -> Float[Array, "*B D"]:
         """Returns the embeddings of tokens."""
-        return self.embedding[...][tokens].astype(dtype)
+        table = placement.gathered(self.embedding[...], "language/embedding")
+        return placement.activation(table[tokens].astype(dtype))
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Returns the logits of every token of the vocabulary, summed in float32."""

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from mllm_act import placement
 from mllm_act.errors import UserError
 from mllm_act.models import float8
 
@@ -66,6 +67,7 @@ class Linear(nnx.Module):
         inputs: int,
         outputs: int,
         *,
+        name: str = "",
         bias: bool = False,
         lora: LoRA | None = None,
         scale: float = 1.0,
@@ -74,8 +76,10 @@ class Linear(nnx.Module):
     ) -> None:
         """Initialises ``W`` normal with standard deviation ``scale / sqrt(inputs)``, ``B`` and ``b`` with zeros.
 
-        ``W`` is stored in ``weight_dtype``, one of ``WEIGHT_DTYPES``; factors and bias are float32.
+        ``W`` is stored in ``weight_dtype``, one of ``WEIGHT_DTYPES``; factors and bias are float32. ``name`` is that of
+        the attribute that holds the map, for the rules of ``mllm_act.placement``.
         """
+        self.name = name
         kernel = jax.random.normal(rngs.params(), (inputs, outputs)) * (scale * inputs**-0.5)
         if weight_dtype == "float8":
             kernel, kernel_scale = float8.quantize(kernel)
@@ -104,18 +108,23 @@ class Linear(nnx.Module):
           dropped: ``x`` after dropout, as LoRA's factors read it; ``x`` by default.
           bound: a known upper bound on the entries of ``x``; without it, products in float8 have to find one.
         """
-        kernel = self.kernel.get_value()
+        inputs, outputs = placement.ends(self.name)
+        x = placement.activation(x, inputs)
+        kernel = placement.gathered(self.kernel.get_value(), f"{self.name}/kernel")
         if self.kernel_scale is None:
             y = x @ kernel.astype(x.dtype)
         else:
             input_scale = None if bound is None else float8.scale_of(bound)
             y = float8.matmul(x, kernel, self.kernel_scale[...], input_scale)
+        y = placement.activation(y, outputs)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
-            low = (x if dropped is None else dropped) @ self.lora_a[...].astype(x.dtype)
+            lora_a = placement.gathered(self.lora_a[...], f"{self.name}/lora_a")
+            lora_b = placement.gathered(self.lora_b[...], f"{self.name}/lora_b")
+            low = placement.activation((x if dropped is None else dropped) @ lora_a.astype(x.dtype))
             low = keep(low) * (self.lora.alpha / self.lora.rank)
-            y = y + low @ self.lora_b[...].astype(x.dtype)
+            y = placement.activation(y + low @ lora_b.astype(x.dtype), outputs)
         return y
 
     def bound(self, length: Float[Array, "*L"]) -> Float[Array, "*L"]:
@@ -205,16 +214,19 @@ def attend(
       length: the number of keys to attend to, if those are the same first ones for all queries.
     """
     whole = length is None or length == k.shape[1]
-    lengths = None if whole else jnp.full(len(q), jnp.int32(length))
     even = mask is not None or not (q.shape[1] % 2 or k.shape[1] % 2)
-    out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=None if mask is None else mask[:, None],
-        key_value_seq_lengths=lengths,
-        implementation="cudnn" if fused(q.dtype) and even else None,
-    )
+
+    def local(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=None if mask is None else mask[:, None],
+            key_value_seq_lengths=None if whole else jnp.full(len(q), jnp.int32(length)),
+            implementation="cudnn" if fused(q.dtype) and even else None,
+        )
+
+    out = placement.local_attention(local, q, k, v, mask)
     return out.reshape(*out.shape[:2], -1)
 
 
@@ -292,7 +304,11 @@ def scan(
     graph, state = nnx.split(blocks)
     if layers is not None:
         state = _map_variables(lambda value: value[:layers], state)
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "projections" else None
+    policy = None
+    if remat == "none" and placement.gathers():
+        remat, policy = "gathered", placement.all_but_gathered
+    elif remat == "projections":
+        policy = jax.checkpoint_policies.save_only_these_names(KEPT)
 
     def run(state: nnx.State, carry: Any, layer: Any) -> tuple[Any, Any]:
         return step(nnx.merge(graph, state), carry, layer)

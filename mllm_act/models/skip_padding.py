@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
+from mllm_act import placement
+
 PIECES = 8  # more skip more exactly; fewer keep a device busier
 
 
@@ -40,12 +42,14 @@ def skip_padding(
     pieces = math.gcd(count, PIECES)
     exists = mask.reshape(shards, count)
     order = jnp.argsort(~exists, axis=1, stable=True)
-    flat = images.reshape(shards, count, *images.shape[2:])
+    flat = placement.activation(images.reshape(shards, count, *images.shape[2:]))
     windows = None if instruction is None else instruction.reshape(shards, b // shards, -1)
 
     def run(_: None, piece: tuple[Array, Array]) -> tuple[None, Array]:
         index, piece_exists = piece
-        chosen = jnp.take_along_axis(flat, index[..., None, None, None], axis=1)
+        chosen = placement.activation(
+            jnp.take_along_axis(flat, index[..., None, None, None], axis=1)
+        )
         own = None
         if windows is not None:
             own = jnp.take_along_axis(windows, index[..., None] // t, axis=1)
@@ -60,5 +64,5 @@ def skip_padding(
     _, features = jax.lax.scan(run, None, (cut(order), cut(sorted_mask)))
     features = jnp.moveaxis(features, 0, 1).reshape(shards, count, *features.shape[3:])
     back = jnp.argsort(order, axis=1)
-    features = jnp.take_along_axis(features, back[..., None, None], axis=1)
+    features = jnp.take_along_axis(placement.activation(features), back[..., None, None], axis=1)
     return features.reshape(b, t, *features.shape[2:])

@@ -125,16 +125,23 @@ class VisionBlock(nnx.Module):
         d, residual = config.width, (2 * config.layers) ** -0.5
         self.family, self.heads = FAMILIES[config.family], config.heads
 
-        def linear(inputs: int, outputs: int, scale: float = 1.0) -> Linear:
+        def linear(name: str, inputs: int, outputs: int, scale: float = 1.0) -> Linear:
             return Linear(
-                inputs, outputs, bias=True, scale=scale, weight_dtype=weight_dtype, rngs=rngs
+                inputs,
+                outputs,
+                name=name,
+                bias=True,
+                scale=scale,
+                weight_dtype=weight_dtype,
+                rngs=rngs,
             )
 
         epsilon = self.family.epsilon
         self.norm1, self.norm2 = LayerNorm(d, epsilon=epsilon), LayerNorm(d, epsilon=epsilon)
-        self.q, self.k, self.v = linear(d, d), linear(d, d), linear(d, d)
-        self.o = linear(d, d, residual)
-        self.up, self.down = linear(d, config.mlp_width), linear(config.mlp_width, d, residual)
+        self.q, self.k, self.v = (linear(name, d, d) for name in "qkv")
+        self.o = linear("o", d, d, residual)
+        self.up = linear("up", d, config.mlp_width)
+        self.down = linear("down", config.mlp_width, d, residual)
         if self.family.layer_scale:
             self.scale1, self.scale2 = nnx.Param(jnp.ones(d)), nnx.Param(jnp.ones(d))
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections.config_dict import ConfigDict
 
+from mllm_act import placement
 from mllm_act.adapters import adapter_class
 from mllm_act.adapters.base import Adapter, Vocabulary
 from mllm_act.adapters.token_filter import Keys
@@ -217,8 +218,11 @@ class PolicyNetwork(nnx.Module):
 
     def _with_rows(self, name: str) -> Adapter:
         language = self.mllm.language
-        head = language.embedding if language.head is None else language.head
-        return self.adapters[name].with_rows(language.embedding[...], head[...])
+        embedding = placement.gathered(language.embedding[...], "language/embedding")
+        head = embedding
+        if language.head is not None:
+            head = placement.gathered(language.head[...], "language/head")
+        return self.adapters[name].with_rows(embedding, head)
 
 
 def build_network(

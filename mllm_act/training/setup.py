@@ -19,7 +19,6 @@ from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
 from mllm_act.errors import UserError
 from mllm_act.models import presets
-from mllm_act.models.layers import unstack
 from mllm_act.normalization import Statistics
 from mllm_act.policy.load import check_format
 from mllm_act.policy.network import NetworkConfig, PolicyNetwork, build_network, override_model
@@ -155,6 +154,7 @@ def set_up(config: ConfigDict) -> Run:
     state = {"trained": trained, "optimizer": jax.eval_shape(tx.init, trained)}
     recipe = Recipe(
         graph=graph,
+        mesh=mesh,
         optimizer=tx,
         key=jax.random.key(config.seed),
         shares={name: float(part) for name, part in fractions(weights).items()},
@@ -201,7 +201,7 @@ def start_or_resume(
         meta["frozen"] = saved["frozen"]
         print(f"Resuming from step {step} of {run.steps} in {workdir}")
     if jax.default_backend() == "gpu":  # elsewhere, compiling one layer for all is worth more
-        frozen = unstack(frozen, backward=True)
+        frozen = sharding.unstack(frozen, run.mesh)[0](frozen)
     return step, state, frozen, meta
 
 

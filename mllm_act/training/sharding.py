@@ -1,31 +1,20 @@
-"""Where arrays live: a mesh with axes ``data``, ``fsdp`` and ``tensor``, and rules from parameter path to partition.
+"""The mesh of devices, and the shardings of parameters and batches on it; see ``mllm_act.placement``."""
 
-The batch is split over ``data`` and ``fsdp`` together. A dimension that is not divisible by its axis stays whole.
-"""
-
+import functools
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from mllm_act import parameters
+from mllm_act import parameters, placement
 from mllm_act.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-
-# Matrices are [inputs, outputs]; stacked blocks have a layer axis in front, which stays whole.
-PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"/(q|k|v|gate|up)/kernel$", ("fsdp", "tensor")),
-    (r"/(o|down)/kernel$", ("tensor", "fsdp")),
-    (r"/lora_a$", ("fsdp", None)),
-    (r"/lora_b$", (None, "tensor")),
-    (r"language/(embedding|head)$", ("tensor", "fsdp")),
-    (r"/kernel$", ("fsdp", None)),
-    (r".", ()),
-)
+from mllm_act.models import layers
+from mllm_act.placement import AXES
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
@@ -55,16 +44,29 @@ def of_parameters(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns a sharding for every array of a tree, by its path and shape."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        partition = parameters.find(PARTITIONS, "/" + parameters.name(path))
-        whole = (None,) * (leaf.ndim - len(partition))
-        sizes = leaf.shape[len(whole) :]
-        fits = [
-            a if a and n % mesh.shape[a] == 0 else None
-            for a, n in zip(partition, sizes, strict=False)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*whole, *fits))
+        return NamedSharding(mesh, placement.stored(parameters.name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def unstack(frozen: nnx.State, mesh: Mesh | AbstractMesh) -> tuple[Callable[..., nnx.State], Any]:
+    """Returns ``layers.unstack`` of frozen parameters as a compiled function, and the shardings of its results.
+
+    The matrices of a layer are split as they were in their stack; transposes are split along the same dimensions.
+    """
+    cut = functools.partial(layers.unstack, backward=True)
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        parts = parameters.name(path).split("/")
+        indices = list(itertools.takewhile(str.isdigit, reversed(parts)))
+        name = "/".join(parts[: len(parts) - len(indices)])
+        transposed = len(indices) == 2 and indices[0] == "1"
+        shape = leaf.shape[::-1] if transposed else leaf.shape
+        spec = placement.stored(name, shape, mesh)
+        return NamedSharding(mesh, PartitionSpec(*reversed(spec)) if transposed else spec)
+
+    shardings = jax.tree_util.tree_map_with_path(one, jax.eval_shape(cut, frozen))
+    return jax.jit(cut, out_shardings=shardings), shardings
 
 
 def abstract(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -78,7 +80,7 @@ def abstract(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def of_batch(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of batch arrays, over their first axis."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(placement.BATCH))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

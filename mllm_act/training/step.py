@@ -1,6 +1,8 @@
 """One update and one validation pass, as functions of arrays; ``train`` and ``bench train`` compile them."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from mllm_act.adapters.base import Adapter
@@ -34,6 +37,7 @@ class Recipe:
       skip_padding: by embodiment, see ``PolicyNetwork.loss``.
       action_units: by embodiment, the name, unit and scale of each dimension of a continuous action.
       augmentation: how images are changed at random in updates, by keys drawn like those of dropout.
+      mesh: the devices, over which the model then states where its activations live; see ``mllm_act.placement``.
     """
 
     graph: nnx.GraphDef
@@ -43,10 +47,17 @@ class Recipe:
     skip_padding: Mapping[str, int | None]
     action_units: Mapping[str, Sequence[tuple[str, str, float]]]
     augmentation: Augmentation = Augmentation()
+    mesh: Mesh | None = None
 
     def scalar(self, embodiment: str, name: str) -> str:
         """Returns the name of a scalar in the log, which begins with the embodiment where there are several."""
         return name if len(self.shares) == 1 else f"{embodiment}/{name}"
+
+    def placed(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which the model states where its activations live."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
 def update(
@@ -64,6 +75,21 @@ def update(
     Returns:
       The new state, and metrics: ``loss``, ``grad_norm``, ``weight_norm`` and those of the adapters.
     """
+    with recipe.placed():
+        return _update(recipe, state, frozen, batches, step)
+
+
+def jit_update(recipe: Recipe, state: State) -> Any:
+    """Returns ``update`` for ``jax.jit`` to compile: the state is donated, and put out where it was (its shardings)."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        functools.partial(update, recipe), donate_argnums=0, out_shardings=(shardings, None)
+    )
+
+
+def _update(
+    recipe: Recipe, state: State, frozen: nnx.State, batches: Mapping[str, Batch], step: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
     key = jax.random.fold_in(recipe.key, step)
     batches = {name: _augmented(recipe, batch, key) for name, batch in batches.items()}
 
@@ -100,6 +126,13 @@ def validate(
     recipe: Recipe, trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
 ) -> Scores:
     """Returns the loss and metrics of a batch, over steps or what the adapter counts, and the action error."""
+    with recipe.placed():
+        return _validate(recipe, trained, frozen, name, batch)
+
+
+def _validate(
+    recipe: Recipe, trained: nnx.State, frozen: nnx.State, name: str, batch: Batch
+) -> Scores:
     network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
     adapter, mask = network.adapters[name], batch.observation.mask
     loss, metrics = network.loss(name, batch, skip_padding=recipe.skip_padding[name])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from mllm_act import placement
 from mllm_act.errors import UserError
 from mllm_act.models.bridge.part import BridgePart, PartShape
 from mllm_act.models.layers import LayerNorm, Linear
@@ -109,7 +110,8 @@ class FilmBlock(nnx.Module):
     ) -> Float[Array, "B S S C"]:
         scale, shift = jnp.split(self.film(instruction)[:, None, None], 2, axis=-1)
         y = jax.nn.relu(normalize_cells(x) * (1 + scale) + shift)
-        kernel, layout = self.kernel[...].astype(x.dtype), ("NHWC", "HWIO", "NHWC")
+        kernel = placement.gathered(self.kernel[...], "kernel").astype(x.dtype)
+        layout = ("NHWC", "HWIO", "NHWC")
         return x + jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
@@ -140,8 +142,10 @@ class Film(BridgePart):
         self.stages = nnx.List([
             FilmBlock(config.width, width, rngs) for _ in range(config.blocks)
         ])  # fmt: skip
-        self.up = Linear(config.width, config.mlp_width, bias=True, rngs=rngs)
-        self.down = Linear(config.mlp_width, config.latents * shape.outputs, bias=True, rngs=rngs)
+        self.up = Linear(config.width, config.mlp_width, name="up", bias=True, rngs=rngs)
+        self.down = Linear(
+            config.mlp_width, config.latents * shape.outputs, name="down", bias=True, rngs=rngs
+        )
         self.latents = config.latents
         self.instruction_layer = config.instruction_layer
 

@@ -35,8 +35,10 @@ class Mixer(BridgePart):
         self.norm = LayerNorm(shape.inputs)
         self.input = Linear(shape.inputs, config.width, bias=True, rngs=rngs)
         self.mix = Linear(shape.positions, config.latents * config.sums, bias=True, rngs=rngs)
-        self.up = Linear(config.sums * config.width, config.mlp_width, bias=True, rngs=rngs)
-        self.down = Linear(config.mlp_width, shape.outputs, bias=True, rngs=rngs)
+        self.up = Linear(
+            config.sums * config.width, config.mlp_width, name="up", bias=True, rngs=rngs
+        )
+        self.down = Linear(config.mlp_width, shape.outputs, name="down", bias=True, rngs=rngs)
         self.latents = config.latents
 
     def __call__(

@@ -37,9 +37,9 @@ class PerceiverBlock(nnx.Module):
             LayerNorm(d),
             LayerNorm(d),
         )
-        self.q, self.k, self.v, self.o = (Linear(d, d, rngs=rngs) for _ in range(4))
-        self.up = Linear(d, config.mlp_width, rngs=rngs)
-        self.down = Linear(config.mlp_width, d, rngs=rngs)
+        self.q, self.k, self.v, self.o = (Linear(d, d, name=name, rngs=rngs) for name in "qkvo")
+        self.up = Linear(d, config.mlp_width, name="up", rngs=rngs)
+        self.down = Linear(config.mlp_width, d, name="down", rngs=rngs)
         self.heads = config.heads
 
     def __call__(
