@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from mllm_act import parameters
 
@@ -52,7 +52,7 @@ def ends(name: str) -> tuple[Axis, Axis]:
     return (inputs if inputs == "tensor" else None), (outputs if outputs == "tensor" else None)
 
 
-def activation(x: Float[Array, "B ..."], *last: Axis) -> Float[Array, "B ..."]:
+def activation(x: Shaped[Array, "B ..."], *last: Axis) -> Shaped[Array, "B ..."]:
     """States where an activation lives: its first axis is split as the batch, its last ones by ``last``."""
     mesh = _mesh()
     if mesh is None:
