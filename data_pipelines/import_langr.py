@@ -26,6 +26,7 @@ from mllm_act.envs.language_rearrangement.entities import (
     OBJECTS,
     RECEPTACLE,
     RECEPTACLES,
+    SPOKEN,
 )
 from mllm_act.envs.language_rearrangement.layout import KITCHEN, REFRIGERATOR, SIZES, SURFACES, Pose
 from mllm_act.errors import UserError, nearest
@@ -40,7 +41,7 @@ GLOBALS = {
 }
 AGAIN = "get the file again from github.com/apple/ml-llarp, folder datasets"
 LARGEST = 50_000_000  # bytes; the official files have less than one million
-WORDS = {"rubriks cube": "cube", "toy airplane": "toy"}  # classes that the original renames, too
+WORDS = {spoken: kind for kind, spoken in SPOKEN.items()}
 KINDS = {  # a part of an object's name -> its class, where it is another word
     "racquetball": "ball", "baseball": "ball", "softball": "ball", "rubiks": "cube", "airplane": "toy",
 }  # fmt: skip

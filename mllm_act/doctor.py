@@ -87,6 +87,21 @@ while not success:
     _, _, success = env.step(env.expert_action())
 print(f"minigrid {importlib.metadata.version('minigrid')}: the bot solves goto")
 """
+LANGUAGE_REARRANGEMENT = """
+import os
+from mllm_act import envs
+from mllm_act.envs.language_rearrangement import official
+env = envs.make('language_rearrangement_112')
+env.reset('move-from-to', 0, 0)
+success = False
+while not success:
+    observation, _, success = env.step(env.expert_action())
+assert observation['images']['head'].std() > 10, 'the image is empty'
+known = 'official episodes: none, LANGR_EPISODES is not set'
+if os.environ.get(official.VARIABLE):
+    known = f'{sum(len([official.episode(s, i) for i in range(100)]) for s in official.SPLITS)} official episodes'
+print(f'the expert solves move-from-to; {known}')
+"""
 VIDEO = """
 import sys, imageio.v2 as imageio, numpy as np
 with imageio.get_writer(sys.argv[1], fps=10) as writer:
@@ -203,6 +218,11 @@ def babyai() -> Finding:
     return child(BABYAI, SETUP)
 
 
+def language_rearrangement() -> Finding:
+    """Solves an episode of Language Rearrangement, and reads the official ones if there are any."""
+    return child(LANGUAGE_REARRANGEMENT, f"{SETUP}, or python -m data_pipelines.import_langr")
+
+
 def video() -> Finding:
     """Writes a video and reads it back."""
     with tempfile.TemporaryDirectory() as folder:
@@ -259,6 +279,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "rendering": rendering,
     "simulator": simulator,
     "babyai": babyai,
+    "langr": language_rearrangement,
     "video": video,
     "temporary": temporary,
     "disk": disk,

@@ -13,6 +13,8 @@ OBJECTS = (
     "plate", "sponge", "cleanser", "plum", "pear", "peach", "apple", "lemon", "can", "box", "banana", "strawberry",
     "lego", "cube", "book", "bowl", "cup", "mug", "orange", "lid", "toy", "wrench",
 )  # fmt: skip
+# What instructions call a class, where it is not its word in the actions.
+SPOKEN = {"cube": "rubriks cube", "toy": "toy airplane"}
 # Training instructions that ask to carry or to find one object never name these.
 HELD_OUT = ("mug", "orange", "lid", "toy", "wrench")
 

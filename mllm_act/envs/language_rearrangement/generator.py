@@ -14,7 +14,7 @@ import numpy as np
 
 from mllm_act.envs.base import ExpertFailed
 from mllm_act.envs.language_rearrangement import expert, rooms
-from mllm_act.envs.language_rearrangement.entities import OBJECTS, OPEN_AIR, RECEPTACLE
+from mllm_act.envs.language_rearrangement.entities import OBJECTS, OPEN_AIR, RECEPTACLE, SPOKEN
 from mllm_act.envs.language_rearrangement.instructions import TEMPLATES, Template, filled
 from mllm_act.envs.language_rearrangement.layout import SURFACES, Layout, Pose
 from mllm_act.envs.language_rearrangement.world import APART, Episode, Task, Thing
@@ -56,7 +56,7 @@ def _episode(rng: np.random.Generator, name: str, layout: Layout) -> Episode | N
     things = _things(rng, layout, starts)
     wording = template.wordings[rng.integers(len(template.wordings))]
     episode = Episode(
-        instruction=wording.format(**names),
+        instruction=wording.format(**{key: SPOKEN.get(n, n) for key, n in names.items()}),
         template=name,
         layout=layout,
         start=start(rng, layout),
