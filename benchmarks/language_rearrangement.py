@@ -21,7 +21,7 @@ from mllm_act import envs
 from mllm_act.envs.language_rearrangement import language_rearrangement, official
 from mllm_act.envs.language_rearrangement.entities import ACTIONS, HELD_OUT
 from mllm_act.envs.language_rearrangement.expert import Expert
-from mllm_act.envs.language_rearrangement.language_rearrangement import ANY, SPEC, SPLITS
+from mllm_act.envs.language_rearrangement.language_rearrangement import ANY, LLARP, SPEC, SPLITS
 from mllm_act.envs.language_rearrangement.scene import Scene
 from mllm_act.envs.language_rearrangement.world import Task, World
 
@@ -49,8 +49,8 @@ def expert_on_official_episodes() -> None:
     print(f"{'all':26} {total:6d} of {100 * len(official.SPLITS)}")
 
 
-def hold_out(count: int) -> None:
-    """Generates ``count`` training episodes and checks that they hold out what evaluation asks for."""
+def hold_out(task: str, count: int) -> None:
+    """Generates ``count`` training episodes of a task and checks that they hold out what evaluation asks for."""
     said: dict[str, str] = {}
     layouts = set()
     if os.environ.get(official.VARIABLE):
@@ -64,7 +64,7 @@ def hold_out(count: int) -> None:
     texts = set()
     started = time.process_time()
     for configuration in range(count):
-        episode = language_rearrangement.episode(ANY, configuration, 0)
+        episode = language_rearrangement.episode(task, configuration, 0)
         templates[episode.template] += 1
         texts.add(episode.instruction)
         same = said.get(episode.instruction.lower().strip(" .?"))
@@ -75,8 +75,8 @@ def hold_out(count: int) -> None:
             assert not named & set(HELD_OUT), episode.instruction
     seconds = time.process_time() - started
     print(
-        f"{count} generated episodes: none of {len(said)} evaluation instructions, none of {len(layouts)} rooms, no "
-        f"held-out class; {len(texts)} different instructions; {count / seconds:.0f} episodes/s"
+        f"{task}: {count} generated episodes: none of {len(said)} evaluation instructions, none of {len(layouts)} "
+        f"rooms, no held-out class; {len(texts)} different instructions; {count / seconds:.0f} episodes/s"
     )
     print(json.dumps(templates.most_common()))
 
@@ -110,7 +110,9 @@ def main() -> None:
     rates(args.frames)
     if os.environ.get(official.VARIABLE):
         expert_on_official_episodes()
-    hold_out(args.generated)
+    hold_out(ANY, args.generated)
+    if os.environ.get(official.VARIABLE):
+        hold_out(LLARP, args.generated)
 
 
 if __name__ == "__main__":

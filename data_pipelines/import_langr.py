@@ -1,12 +1,14 @@
 """Converts the official episodes of Language Rearrangement (pickles of LLaRP's repository) to plain JSON.
 
-    python -m data_pipelines.import_langr --source=ml-llarp/datasets --out=data/langr
+    python -m data_pipelines.import_langr --source=ml-llarp/datasets --out=data/langr \\
+        --instructions=ml-llarp/llarp/dataset/configs/instructions.yaml
     export LANGR_EPISODES=data/langr
     python -m mllm_act.evaluate --checkpoint=RUN --env=language_rearrangement --split=new_scenes
 
 DIR has the eleven files ``SPLIT.pickle`` of github.com/apple/ml-llarp (``train.pickle`` is not needed). Unpickling can
 run any code, so it is restricted: a file that names anything but NumPy's arrays is refused. The JSON files have the
-instruction, the goal, the subgoals, and the objects and furniture in the plane of the floor.
+instruction, the goal, the subgoals, and the objects and furniture in the plane of the floor. With ``--instructions``,
+the task ``llarp`` has training episodes in LLaRP's own words.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.langr_wordings import read_wordings
 from mllm_act import errors
 from mllm_act.envs.language_rearrangement import goals, layout, official
 from mllm_act.envs.language_rearrangement.entities import (
@@ -295,14 +298,21 @@ def _chair(room: layout.Layout) -> Pose:
     return Pose(left + 0.4, bottom + 0.4, 0.0)
 
 
-def import_episodes(source: Path, out: Path) -> None:
+def import_episodes(source: Path, out: Path, instructions: Path | None = None) -> None:
     """Writes ``out/SPLIT.json`` for every official file in ``source``.
 
+    With ``instructions``, the file of LLaRP's templates, it also writes their training wordings.
+
     Raises:
-      UserError: see ``convert``; or ``out`` cannot be written to.
+      UserError: see ``convert`` and ``read_wordings``; or ``out`` cannot be written to.
     """
     episodes = convert(source)
+    wordings = None if instructions is None else read_wordings(instructions)
     with locked(out, "--out"):
+        if wordings is not None:
+            write_json(
+                official.wordings_path(out), {"format": official.FORMAT, "wordings": wordings}
+            )
         for split, found in episodes.items():
             write_json(official.path(out, split), official.document(split, found))
     total = sum(map(len, episodes.values()))
@@ -320,8 +330,11 @@ def main() -> None:
     )
     parser.add_argument("--source", type=user_path, required=True, help="folder of the pickles")
     parser.add_argument("--out", type=user_path, required=True, help="folder to write JSON to")
+    parser.add_argument(
+        "--instructions", type=user_path, help="LLaRP's instructions.yaml, for the task llarp"
+    )
     args = parser.parse_args()
-    import_episodes(args.source, args.out)
+    import_episodes(args.source, args.out, args.instructions)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from data_pipelines import import_langr
 from data_pipelines.import_langr import import_episodes, kind_of, load
@@ -177,6 +179,50 @@ def test_missing_and_damaged_json_is_named(
     monkeypatch.delenv(official.VARIABLE)
     with pytest.raises(UserError, match="LANGR_EPISODES: expected the folder.*found it not set"):
         official.episode("context", 0)
+
+
+WORDINGS = {
+    "42f1b012": ["Take a `target_object_name` from the `source_receptacle_name` to the `target_receptacle_name`"],
+    "f0917e29": ["Bring the `target_object_name` to the `target_receptacle_name`."],
+    "9a1dd6ee": ["Clear the `target_object_name` off the `target_receptacle_name`."],
+    "fd8dd56c": ["`object1` and `object2` to the `targ_recep`"],
+    "6e7f4383": ["Swap `object1` on `receptacle1` and `object2` on `receptacle2`?"],
+    "6e3da8a1": ["Shut it."], "68216d8c": ["Open it."], "311525c5": ["To the `target_receptacle_name`."],
+    "2f2d797d": ["Seek a `target_object_name`"],
+}  # fmt: skip
+
+
+def test_llarps_own_wordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write(tmp_path / "pickles"), tmp_path / "json"
+    file = tmp_path / "instructions.yaml"
+    entries: dict[str, Any] = {key: {"lang": {"train": texts}} for key, texts in WORDINGS.items()}
+    for key, variant in (("f0917e29", "688ee521"), ("fd8dd56c", "b369767a")):
+        entries[key]["semantics"] = {variant: {"lang": {"train": ["Lay the table."]}}}
+    file.write_text(yaml.safe_dump({"instructions": entries}))
+    import_episodes(source, out, file)
+    monkeypatch.setenv(official.VARIABLE, str(out))
+    said = {}
+    for configuration in range(60):
+        found = language_rearrangement.episode("llarp", configuration, 0)
+        said[found.template] = found.instruction
+    assert said["close-fridge"] == "Shut it." and said["lay-a-place"] == "Lay the table."
+    assert re.fullmatch(r"Take a \w+( cube)? from the [\w ]+ to the [\w ]+\.", said["move-from-to"])
+    assert re.fullmatch(r"Clear the [\w ]+ off the [\w ]+\.", said["take-away"])
+    assert re.fullmatch(r"Swap [\w ]+ on [\w ]+ and [\w ]+ on [\w ]+\?", said["swap"])
+    del entries["311525c5"]
+    file.write_text(yaml.safe_dump({"instructions": entries}))
+    with pytest.raises(
+        UserError,
+        match="--instructions=.*expected LLaRP's instructions.yaml.*311525c5.*get the file",
+    ):
+        import_episodes(source, out, file)
+    official.wordings_path(out).unlink()
+    official._wordings.cache_clear()
+    with pytest.raises(
+        UserError,
+        match=r"wordings for the task llarp, found no instructions\.json.*--instructions=",
+    ):
+        language_rearrangement.episode("llarp", 0, 0)
 
 
 def test_classes_of_objects() -> None:

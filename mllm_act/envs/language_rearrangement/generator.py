@@ -8,7 +8,7 @@ import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,19 +24,23 @@ MOST = {"sink": 3}  # objects on a receptacle at the start
 MOST_ELSEWHERE = 8
 
 
-def generate(task: str, room: int, seed: Sequence[int]) -> Episode:
+def generate(
+    task: str, room: int, seed: Sequence[int], wordings: Mapping[str, Sequence[str]] | None = None
+) -> Episode:
     """Returns the episode of a seed.
 
     Args:
-      task: a template, or ``rearrange`` for any of them by its weight.
+      task: a template, or another name for any of them by its weight.
       room: the number of the room.
       seed: non-negative integers.
+      wordings: of every template, in place of its own.
     """
     layout = rooms.room(room)
     rng = np.random.default_rng([*seed, room, zlib.crc32(task.encode())])
     while True:
         name = task if task in TEMPLATES else _draw(rng)
-        episode = _episode(rng, name, layout)
+        words = TEMPLATES[name].wordings if wordings is None else wordings[name]
+        episode = _episode(rng, name, words, layout)
         if episode is not None:
             return episode
 
@@ -47,14 +51,16 @@ def _draw(rng: np.random.Generator) -> str:
     return names[rng.choice(len(names), p=weights / weights.sum())]
 
 
-def _episode(rng: np.random.Generator, name: str, layout: Layout) -> Episode | None:
+def _episode(
+    rng: np.random.Generator, name: str, wordings: Sequence[str], layout: Layout
+) -> Episode | None:
     template = TEMPLATES[name]
     names = _names(rng, template)
     starts = _starts(rng, template, names)
     if starts is None:
         return None
     things = _things(rng, layout, starts)
-    wording = template.wordings[rng.integers(len(template.wordings))]
+    wording = wordings[int(rng.integers(len(wordings)))]
     episode = Episode(
         instruction=wording.format(**{key: SPOKEN.get(n, n) for key, n in names.items()}),
         template=name,

@@ -49,8 +49,10 @@ SPEC = EnvSpec(
     time_limit="terminal",
 )
 ANY = "rearrange"  # an instruction of any template, and the official episodes
+LLARP = "llarp"  # the same in LLaRP's own words, which are read from `LANGR_EPISODES`
 INSTRUCTIONS = {
     ANY: "<an instruction of one of the other tasks>",
+    LLARP: "<the same in LLaRP's own words>",
     **{
         name: template.wordings[0].replace("{", "<").replace("}", ">")
         for name, template in TEMPLATES.items()
@@ -85,14 +87,13 @@ def episode(task: str, configuration: int, seed: int) -> Episode:
     if split is None:
         last = max(numbers.stop for numbers in SPLITS.values()) - 1
         raise UserError(f"{task}: no configuration {configuration}, expected 0..{last}")
-    if split == "train":
-        return generator.generate(task, configuration % ROOMS, (seed, configuration))
-    if split == "test":
-        room = ROOMS + configuration % UNSEEN_ROOMS
-        return generator.generate(task, room, (seed, configuration))
-    if task != ANY:
+    if split in ("train", "test"):
+        room = configuration % ROOMS if split == "train" else ROOMS + configuration % UNSEEN_ROOMS
+        wordings = official.wordings() if task == LLARP else None
+        return generator.generate(task, room, (seed, configuration), wordings)
+    if task not in (ANY, LLARP):
         raise UserError(
-            f"--tasks={task}: expected {ANY}, the only task of the official split {split}; omit --tasks"
+            f"--tasks={task}: expected {ANY} or {LLARP}, the tasks of the official split {split}; pass --tasks={ANY}"
         )
     found = official.episode(split, SPLITS[split].index(configuration))
     start = generator.start(np.random.default_rng((seed, configuration)), found.layout)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mllm_act.envs.language_rearrangement import goals
 from mllm_act.envs.language_rearrangement.entities import OBJECTS, RECEPTACLES
+from mllm_act.envs.language_rearrangement.instructions import TEMPLATES
 from mllm_act.envs.language_rearrangement.layout import SIZES, Layout, Pose
 from mllm_act.envs.language_rearrangement.world import Episode, Thing
 from mllm_act.errors import UserError, nearest
@@ -34,6 +35,40 @@ FIX = (
 def path(folder: Path, split: str) -> Path:
     """Returns the file of a split."""
     return folder / f"{split}.json"
+
+
+def wordings_path(folder: Path) -> Path:
+    """Returns the file of LLaRP's training wordings."""
+    return folder / "instructions.json"
+
+
+@functools.cache
+def _wordings(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    file = wordings_path(folder)
+    fix = f"{FIX}; add --instructions=ml-llarp/llarp/dataset/configs/instructions.yaml"
+    try:
+        content = read_json(file, fix)
+        found = {name: tuple(map(str, content["wordings"][name])) for name in TEMPLATES}
+        if content["format"] != FORMAT or not all(found.values()):
+            raise ValueError(content["format"])
+        return found
+    except FileNotFoundError:
+        raise UserError(
+            f"{VARIABLE}={folder}: expected LLaRP's wordings for the task llarp, found no {file.name}; {fix}"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: expected wordings, found something else ({error!r}); {fix}"
+        ) from None
+
+
+def wordings() -> Mapping[str, tuple[str, ...]]:
+    """Returns LLaRP's own training wordings of every template.
+
+    Raises:
+      UserError: ``LANGR_EPISODES`` is not set, or has no file of them.
+    """
+    return _wordings(_folder("the task llarp"))
 
 
 def document(split: str, episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,9 +148,13 @@ def episode(split: str, number: int) -> Episode:
     Raises:
       UserError: ``LANGR_EPISODES`` is not set, or see ``read``.
     """
+    return read(_folder(f"split {split}"), split)[number]
+
+
+def _folder(purpose: str) -> Path:
     folder = os.environ.get(VARIABLE)
     if not folder:
         raise UserError(
-            f"{VARIABLE}: expected the folder of the official episodes for split {split}, found it not set; {FIX}"
+            f"{VARIABLE}: expected the folder of the official episodes for {purpose}, found it not set; {FIX}"
         )
-    return read(user_path(folder, VARIABLE), split)[number]
+    return user_path(folder, VARIABLE)
