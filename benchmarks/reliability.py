@@ -2,6 +2,7 @@
 
     python benchmarks/reliability.py bitflips --run=runs/demo/policy_rvq            # 200 flips
     python benchmarks/reliability.py cost
+    python benchmarks/reliability.py flat --data=/tmp/kills/data --updates=2000
     python benchmarks/reliability.py kills --out=/tmp/kills --programs=generate,train_tokenizer,train --kills=30
 
 ``bitflips`` flips one bit at a time in a copy of a run: a random bit of a random file of its checkpoints or of
@@ -11,9 +12,12 @@
 with SIGKILL at random moments, every second time while files are being written, and starts it again. What the killed
 runs end with must be the same to the bit. On 2 cores: about 25 s a kill.
 
+``flat`` trains a tiny policy for 2,000 updates, with a save every 100, and prints every 200 what the process holds:
+resident memory, open files and threads.
+
 ``cost`` saves and loads 1 GB of random float32 with and without digests, in turns, and verifies it alone.
 
-The exit status is 1 if a flip went unnoticed or a killed run ended otherwise.
+The exit status is 1 if a flip went unnoticed, a killed run ended otherwise, or more was held at the end of ``flat``.
 """
 
 import argparse
@@ -199,6 +203,8 @@ def count_kills(out: Path, programs: list[str], kills: int, seed: int) -> Counte
             folder = out / f"{name}_{number}"
             done = disturb(program, command, folder, rng, seconds, left)
             left -= len(done)
+            if not done:  # it has become faster than the undisturbed one
+                seconds *= 0.7
             end = "equal" if content(program, folder) == content(program, out / name) else DIFFERENT
             print(f"{folder}: {end} after {len(done)} kills, {done.count('writing')} while writing")
             ends[f"{program}, kills"] += len(done)
@@ -243,6 +249,46 @@ def measure_cost(repeats: int) -> Iterator[str]:
         yield f"{name:20s} {wall:6.2f} s, {cpu:6.2f} s of the processor"
 
 
+def held(pid: int) -> dict[str, int]:
+    """Returns what a process holds at this moment."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    return {
+        "MB": int(lines["VmRSS"].split()[0]) // 1000,
+        "files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        "threads": int(lines["Threads"]),
+    }
+
+
+def train_flat(data: Path, updates: int) -> Iterator[str]:
+    """Yields a line every tenth of a training, and raises UserError if more is held in its second half."""
+    settings = (
+        f"data.directory={data} steps={updates} log_every=10 checkpoint_every={max(1, updates // 20)} "
+        f"validate_every={max(1, updates // 10)} data.batch_size=2 adapter.bins=16"
+    )
+    command = [sys.executable, "-m", "mllm_act.train", "--config=configs/policy/metaworld.py:uniform"]  # fmt: skip
+    command += [f"--config.{setting}" for setting in settings.split()]
+    tenths: dict[int, dict[str, int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run_folder = Path(folder, "run")
+        process = start("train", command, run_folder)
+        while process.poll() is None:
+            tenth = 10 * max(checkpoint.steps(run_folder), default=0) // updates
+            if tenth and tenth not in tenths:
+                with contextlib.suppress(FileNotFoundError, KeyError):  # it has just ended
+                    tenths[tenth] = held(process.pid)
+                    yield f"update {tenth * updates // 10:5d}: " + ", ".join(
+                        f"{count} {name}" for name, count in tenths[tenth].items()
+                    )
+            time.sleep(0.05)
+        if process.returncode:
+            raise UserError(run_folder.with_suffix(".log").read_text().strip().splitlines()[-1])
+    for name in ("files", "threads"):
+        half, last = (tenths[tenth][name] for tenth in (5, 9))
+        if last > half + 2:
+            raise UserError(f"expected {half} {name} at the end as in the middle, found {last}")
+
+
 def main() -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser(
@@ -258,11 +304,18 @@ def main() -> None:
     killing.add_argument("--kills", type=int, default=30, help="of each program")
     cost = commands.add_parser("cost")
     cost.add_argument("--repeats", type=int, default=5)
+    flat = commands.add_parser("flat")
+    flat.add_argument("--data", type=user_path, required=True, help="a Meta-World dataset")
+    flat.add_argument("--updates", type=int, default=2000)
     for command in (bitflips, killing):
         command.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "cost":
         print("\n".join(measure_cost(args.repeats)))
+        return
+    if args.command == "flat":
+        for line in train_flat(args.data.resolve(), args.updates):
+            print(line, flush=True)
         return
     if args.command == "bitflips":
         with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,7 @@ from mllm_act.errors import UserError
 from mllm_act.files import user_path
 
 VAL_EVERY = 20
+MOST_EPISODES = 1_000_000  # of a task; their list is held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,10 @@ def _complete(
 
 
 def _check_numbers(episodes: int, workers: int, seed: int) -> None:
-    if episodes < 2:
-        raise UserError(f"--episodes: expected at least 2 (one is held out), found {episodes}")
+    if not 2 <= episodes <= MOST_EPISODES:
+        raise UserError(
+            f"--episodes: expected at least 2 (one is held out) and at most {MOST_EPISODES}, found {episodes}"
+        )
     if workers < 1:
         raise UserError(f"--workers: expected at least 1, found {workers}")
     if seed < 0:

@@ -4,7 +4,9 @@ to fix it; and the signals SIGINT (Ctrl-C) and SIGTERM.
 
 import contextlib
 import difflib
+import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,6 +19,7 @@ from types import FrameType
 from absl import logging
 
 TRUE = {"1", "on", "t", "true", "y", "yes"}  # what JAX takes for true in an environment variable
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing to an open file
 GRACE = 5.0  # seconds that a program has to end itself after a signal
 REPEAT = 1.0  # seconds; a terminal and a parent process may both send the same signal
 
@@ -137,6 +140,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run(program: Callable[[], None]) -> None:
     """Runs a program's main. A ``UserError`` ends it with one line on stderr and exit status 1.
 
+    So does an ``OSError`` that names a file, or says that a disk is full.
+
     SIGINT and SIGTERM end it with the exit status that shells report, 128 + the signal's number: 130 and 143. JAX's
     64-bit types are refused: parameters and checkpoints are float32.
     """
@@ -153,6 +158,7 @@ def run(program: Callable[[], None]) -> None:
                     "turned on in the environment; unset it"
                 )
             program()
+        sys.stdout.flush()
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or f"interrupted{signals.kept}", file=sys.stderr)
         status = 128 + (signals.received or signal.SIGINT)
@@ -161,3 +167,19 @@ def run(program: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if _nobody_reads():
+            os._exit(128 + signal.SIGPIPE)  # as other programs end in `program | head`
+        if error.filename is None and error.errno not in NO_ROOM:
+            raise
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        message = UserError(f"{where}expected to read or write it, found {error.strerror}")
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -9,6 +9,7 @@ import csv
 import errno
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -149,8 +150,14 @@ def user_path(text: str, flag: str = "") -> Path:
     """Returns a user's path with its leading ``~`` or ``~user`` expanded; argparse takes it as a ``type``.
 
     Raises:
-      UserError: if there is no such user; it names the flag where it is given.
+      UserError: if it is empty, a URL, or there is no such user; it names the flag where it is given.
     """
+    if not text or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        found = text or "an empty one"
+        raise UserError(
+            f"{flag}{'=' if flag else ''}{text}: expected a path of this machine's file system, found {found}; name a "
+            "folder or file, and mount a bucket first"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mllm_act.errors import run
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import hashlib, sys, tempfile, time
@@ -63,3 +65,33 @@ def test_a_second_signal_ends_a_program_that_does_not_answer_the_first(tmp_path:
     first, second = errors.splitlines()
     assert process.returncode == 128 + signal.SIGTERM
     assert (first, second) == ("SIGINT: stopping; a second signal ends at once", "interrupted")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (FileNotFoundError(2, "No such file or directory", "/proc/a\nb"), r"/proc/a\nb: expected"),
+        (OSError(28, "No space left on device"), "expected to read or write it, found No space"),
+    ],
+)
+def test_files_that_cannot_be_read_or_written_are_one_line(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        run(program)
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: {line}") and found.count("\n") == 1
+
+
+def test_a_program_ends_quietly_when_nobody_reads_its_output() -> None:
+    code = "from mllm_act.errors import run; run(lambda: print('x' * 1_000_000))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + signal.SIGPIPE, b"")

@@ -41,8 +41,10 @@ def episodes(
       videos: whether to keep the frames of the first episode of each task.
 
     Raises:
-      UserError: a task or split that does not exist.
+      UserError: a task or split that does not exist, or a negative seed.
     """
+    if seed < 0:
+        raise UserError(f"--seed: expected 0 or more, found {seed}")
     splits = envs.splits(env)
     if split not in splits:
         raise UserError(f"--split={split}: no such split of {env}; {nearest(split, splits)}")

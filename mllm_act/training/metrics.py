@@ -13,9 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from mllm_act.files import whole_file
+
+FLUSH = 60.0  # seconds between two writes of TensorBoard's file
 
 
 class MetricsWriter:
@@ -30,7 +34,7 @@ class MetricsWriter:
         with whole_file(self.path) as partial:
             partial.write_text("".join(kept))
         self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._board = Board(workdir / "tensorboard", first_step)
 
     def has(self, step: int, prefix: str) -> bool:
         """Returns whether the file had a line of a step, with names that begin so, when it was opened."""
@@ -46,8 +50,7 @@ class MetricsWriter:
         plain = {name: float(value) for name, value in scalars.items()}
         json_safe = {k: v if math.isfinite(v) else str(v) for k, v in plain.items()}
         self._file.write(json.dumps({"step": step, **json_safe}) + "\n")
-        for name, value in plain.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, plain)
 
     def close(self) -> None:
         """Flushes and closes both files."""
@@ -64,6 +67,37 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Board:
+    """Scalars for TensorBoard.
+
+    tensorboardX's ``SummaryWriter`` hands them to a thread through a short queue. Where the disk is full, the thread
+    dies, and the program waits for room in the queue for ever. Here an error of writing is raised.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Opens a file in ``folder``; TensorBoard hides what earlier files have after ``first_step``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder.resolve() / "events"))
+        self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of a step."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(Event(step=step, summary=Summary(value=values)))
+        if time.monotonic() > self._flushed + FLUSH:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._events.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
 
 
 class StepTimer:
@@ -93,13 +127,15 @@ class StepTimer:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Returns the whole lines of a metrics file whose step is at most ``step``."""
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # the line a killed run was writing
+    """Returns the whole lines of a metrics file whose step is at most ``step``; names a file with damaged lines."""
+    kept, damaged = [], 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step and line.endswith(b"\n"):
+                kept.append(line.decode())
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += number < len(lines)  # the last may be the one that a killed run was writing
+    if damaged:
+        print(f"notice: {path}: {damaged} damaged lines are left out")
     return kept

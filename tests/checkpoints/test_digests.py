@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mllm_act.checkpoints import checkpoint, digests
 from mllm_act.checkpoints.checkpoint import Checkpointer, read_items, read_meta
 from mllm_act.checkpoints.frozen import save_frozen
 from mllm_act.errors import UserError
+from tests.small_disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,13 +216,8 @@ def test_a_save_that_fails_leaves_the_last_good_step(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_last_good_step(tmp_path: Path) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(tmp_path, "5m"):
         check_a_failing_save(tmp_path / "run", "No space left on device")
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_an_error_of_reading_or_writing_in_the_loop_names_the_last_good_step(

@@ -24,6 +24,12 @@ def test_home_in_paths_of_programs_without_config(monkeypatch: pytest.MonkeyPatc
         user_path("~nobody-of-that-name/x", "--source")
 
 
+@pytest.mark.parametrize("text", ["", "gs://bucket/run", "file:///tmp/run"])
+def test_what_is_no_path_is_refused_and_makes_no_folder(text: str) -> None:
+    with pytest.raises(UserError, match=f"^--out={text}: expected a path of this machine's file"):
+        user_path(text, "--out")
+
+
 @pytest.mark.parametrize("program", ["export_hf", "replay"])
 def test_a_program_expands_home_in_its_paths(tmp_path: Path, program: str) -> None:
     command = [sys.executable, "-m", f"mllm_act.{program}", "--checkpoint=~/no", "--out=~/out"]

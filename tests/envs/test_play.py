@@ -19,3 +19,5 @@ def test_the_error_of_an_unknown_split_or_task_suggests_the_nearest() -> None:
         play.episodes("metaworld", "reach-v3", "tset")
     with pytest.raises(UserError, match="did you mean 'reach-v3'"):
         play.episodes("metaworld", "raech-v3", "test")
+    with pytest.raises(UserError, match="--seed: expected 0 or more, found -1"):
+        play.episodes("metaworld", "reach-v3", "test", seed=-1)

@@ -135,11 +135,12 @@ def test_a_second_call_does_nothing(dataset: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"seed": 6}, "seed: expected 6, found 5; choose another --out, or delete"),
-        ({"episodes": 4}, "episodes: expected 4, found 3"),
+        ({"seed": 6}, "seed: expected 6 of this command, found 5; choose another --out, or delete"),
+        ({"episodes": 4}, "episodes: expected 4 of this command, found 3"),
         ({"tasks": "ml5"}, "found coffee-button-v3,handle-press-v3; choose"),
         ({"tasks": "reach-v2"}, "no task 'reach-v2' in metaworld: did you mean 'reach-v3'?"),
         ({"episodes": 1}, "--episodes: expected at least 2"),
+        ({"episodes": 10**12}, "at most 1000000, found 1000000000000"),
         ({"workers": 0}, "--workers: expected at least 1, found 0"),
         ({"env": "metawurld"}, "did you mean 'metaworld'?"),
     ],
