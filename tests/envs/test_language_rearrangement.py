@@ -1,5 +1,6 @@
 """Language Rearrangement: the skills, the reward, the expert, and episodes of the generator."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.writing import recording
 from mllm_act import envs
+from mllm_act.adapters import action_words
 from mllm_act.envs.language_rearrangement import goals, instructions, language_rearrangement, rooms
 from mllm_act.envs.language_rearrangement.entities import (
     ACTIONS,
@@ -27,6 +30,7 @@ from mllm_act.envs.language_rearrangement.generator import generate
 from mllm_act.envs.language_rearrangement.layout import HANDLES, SIZES, SURFACES, Layout, Pose
 from mllm_act.envs.language_rearrangement.world import GRASP, Episode, Task, Thing, World
 from mllm_act.errors import UserError
+from mllm_act.policy.prompt import train_text_tokenizer
 
 SPEC = envs.spec("language_rearrangement")
 SPLITS = envs.splits("language_rearrangement")
@@ -85,6 +89,14 @@ def test_the_actions_are_the_originals_in_its_order() -> None:
     # Without the further words, the original's 67.
     assert len({words.removesuffix(" inside") for words in SPEC.choices}) == 67
     assert SPEC.time_limit == "terminal" and envs.spec("metaworld").time_limit == "bootstrap"
+
+
+def test_adapters_that_write_actions_can_write_all_of_them() -> None:
+    tokenizer = train_text_tokenizer(SPEC.choices, 512)
+    words = action_words.words(tokenizer, SPEC.choices)
+    digits = action_words.digit_sequences(SPEC.choices, words, action_words.digits(tokenizer))
+    assert len(set(words)) == len(set(digits)) == 70
+    assert [len(sequence) for sequence in digits] == [len(sequence) for sequence in words]
 
 
 def test_an_action_whose_precondition_fails_changes_nothing() -> None:
@@ -217,7 +229,7 @@ def test_the_expert_acts_on_what_it_could_have_seen() -> None:
 def test_the_expert_takes_over_from_any_state() -> None:
     rng = np.random.default_rng(0)
     env = envs.make(SPEC.name, render=False)
-    for configuration in range(12):
+    for configuration in range(5):
         env.reset("rearrange", configuration, 5)
         success = False
         for step in range(SPEC.horizon):
@@ -226,6 +238,17 @@ def test_the_expert_takes_over_from_any_state() -> None:
             if success:
                 break
         assert success
+
+
+def test_a_demonstration_is_the_experts_actions_without_noise() -> None:
+    env = envs.make(SPEC.name, render=False)
+    env.spec = dataclasses.replace(SPEC, cameras=())  # nothing is drawn here
+    arrays, success = recording.attempt_episode(env, "move-from-to", 3, 0)
+    assert success and arrays["reward"].sum() == 15
+    np.testing.assert_array_equal(arrays["action"], arrays["executed_action"])
+    said = [SPEC.choices[int(action)] for action in arrays["action"][:, 0]]
+    assert [text.split()[0] for text in said] == ["nav", "pick", "place"]  # two places side by side
+    assert all(text.split()[-1] in str(arrays["instruction"]) for text in said)
 
 
 def test_an_episode_depends_on_its_job_only() -> None:
