@@ -59,9 +59,11 @@ def test_windows_and_weights_do_not_follow_the_mesh(config: Any) -> None:
 def test_a_dataset_too_small_for_a_batch_of_every_process(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sources, model = embodiments.open_sources(config), presets.get("tiny").model
+    text = train_text_tokenizer(embodiments.texts(sources.values()), model.language.action_tokens)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match="config.data.batch_size: .* of tiny for each of 3 proc"):
-        make(config, batch_size=6, shards=3)
+        embodiments.make_embodiments(sources, model, text, 6, 3)
 
 
 def test_padding_does_not_change_the_loss(config: Any) -> None:
