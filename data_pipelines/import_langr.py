@@ -12,6 +12,7 @@ the task ``llarp`` has training episodes in LLaRP's own words.
 """
 
 import argparse
+import hashlib
 import itertools
 import math
 import pickle
@@ -43,6 +44,20 @@ GLOBALS = {
     ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
 }
 AGAIN = "get the file again from github.com/apple/ml-llarp, folder datasets"
+# How the SHA-256 of each file begins at revision be7cbd3.
+PUBLISHED = {
+    "train_validation": "32fc80038c8c7118",
+    "new_scenes": "3f7653ea971e606f",
+    "rephrasing": "74f5c7699c67a813",
+    "novel_objects": "be8f052dc1730559",
+    "multiple_rearrangements": "1072c8adb4d44d01",
+    "referring_expressions": "451fc52485b6db47",
+    "context": "1cc54abe57e783a6",
+    "irrelevant_text": "6793dca99852e40f",
+    "multiple_objects": "5d3016049b7d245f",
+    "spatial_relationships": "c7fc484a483f377c",
+    "conditional_instructions": "ba2f176ac54e7fc2",
+}
 LARGEST = 50_000_000  # bytes; the official files have less than one million
 WORDS = {spoken: kind for kind, spoken in SPOKEN.items()}
 KINDS = {  # a part of an object's name -> its class, where it is another word
@@ -127,10 +142,14 @@ def convert(source: Path) -> dict[str, list[dict[str, Any]]]:
     for split in official.SPLITS:
         path = source / f"{split}.pickle"
         content = load(path)
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(PUBLISHED[split]):
+            print(
+                f"notice: {path} is not the file that LLaRP published; its episodes are used as found"
+            )
         try:
             raw[split] = [_episode(episode, content, f"{path}, episode {i}") for i, episode in
                           enumerate(content["all_eps"])]  # fmt: skip
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: expected episodes of Language Rearrangement, found others ({error!r}); {AGAIN}"
             ) from None
@@ -160,6 +179,8 @@ def _episode(episode: Mapping[str, Any], content: Mapping[str, Any], where: str)
         kind = kind_of(name, where)
         base, _, number = name.rpartition("_:")
         x, _, z = poses[base][int(number)][:3, 3].tolist()  # y points upwards
+        if not abs(x) + abs(z) < 1000:
+            raise ValueError(f"the position {x}, {z}")
         things.append([name, kind, receptacle, x, -z])
     goal = _renamed(episode["goal_preds"])
     subgoals = [list(map(str, subgoal)) for subgoal in episode["subgoals"]]

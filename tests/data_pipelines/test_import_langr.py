@@ -192,7 +192,9 @@ WORDINGS = {
 }  # fmt: skip
 
 
-def test_llarps_own_wordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llarps_own_wordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = write(tmp_path / "pickles"), tmp_path / "json"
     file = tmp_path / "instructions.yaml"
     entries: dict[str, Any] = {key: {"lang": {"train": texts}} for key, texts in WORDINGS.items()}
@@ -200,6 +202,10 @@ def test_llarps_own_wordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         entries[key]["semantics"] = {variant: {"lang": {"train": ["Lay the table."]}}}
     file.write_text(yaml.safe_dump({"instructions": entries}))
     import_episodes(source, out, file)
+    notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice")]
+    assert (
+        len(notices) == 11 and "context.pickle is not the file that LLaRP published" in notices[6]
+    )
     monkeypatch.setenv(official.VARIABLE, str(out))
     said = {}
     for configuration in range(60):
@@ -235,8 +241,9 @@ def test_classes_of_objects() -> None:
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason=f"no official episode files in {OFFICIAL}")
-def test_the_real_files(tmp_path: Path) -> None:
+def test_the_real_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import_episodes(OFFICIAL, tmp_path)
+    assert "notice" not in capsys.readouterr().out
     solved = 0
     for split in official.SPLITS:
         for episode in official.read(tmp_path, split)[::25]:

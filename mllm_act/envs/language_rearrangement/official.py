@@ -105,7 +105,7 @@ def read(folder: Path, split: str) -> tuple[Episode, ...]:
         episodes = [
             _episode(raw, f"{file}, episode {i}") for i, raw in enumerate(content["episodes"])
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: expected episodes, found something else ({error!r}); {FIX}"
         ) from None

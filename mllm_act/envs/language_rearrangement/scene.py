@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_act.envs.language_rearrangement.entities import CABINETS, FRIDGE, OBJECTS
+from mllm_act.envs.language_rearrangement.entities import CABINETS, FRIDGE, OBJECTS, RECEPTACLE
 from mllm_act.envs.language_rearrangement.layout import (
     KITCHEN,
     REFRIGERATOR,
@@ -60,13 +60,7 @@ def _legs(size: Any, thick: float, color: Sequence[float], top: float) -> list[s
 
 def _kitchen() -> list[str]:
     size, gray = SIZES[KITCHEN], (0.55, 0.57, 0.6)
-    sink = SURFACES[
-        next(
-            n
-            for n, s in SURFACES.items()
-            if s.furniture == KITCHEN and s.z < 0.8 and s.half_x > 0.1
-        )
-    ]
+    sink = SURFACES[RECEPTACLE["sink"]]
     left, right = sink.y - sink.half_y - 0.03, sink.y + sink.half_y + 0.03
     half = size.width / 2
     front = sink.x + sink.half_x + 0.03
