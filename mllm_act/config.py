@@ -75,7 +75,9 @@ def _find(name: str) -> Path:
     shipped = shipped_configs()
     if path.parts[:1] == ("configs",) and (shipped / Path(*path.parts[1:])).is_file():
         return shipped / Path(*path.parts[1:])
-    files = (file for folder in ("policy", "tokenizer") for file in (shipped / folder).glob("*.py"))
+    files = (
+        file for folder in ("policy", "tokenizer", "rl") for file in (shipped / folder).glob("*.py")
+    )
     known = [f"configs/{file.relative_to(shipped).as_posix()}" for file in files]
     raise UserError(
         f"--config={name}: expected a config file, found none in {Path.cwd()} and none of that name among those that "

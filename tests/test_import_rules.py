@@ -30,7 +30,14 @@ FLOORS = (
     ("data_pipelines", "mllm_act.policy", "mllm_act.replay", "mllm_act.import_hf"),
     ("mllm_act.evaluate_data",),
     ("mllm_act.training", "mllm_act.evaluate", "mllm_act.export_hf"),
-    ("mllm_act.train", "mllm_act.train_tokenizer", "mllm_act.demo", "mllm_act.doctor"),
+    ("mllm_act.rl",),
+    (
+        "mllm_act.train",
+        "mllm_act.train_ppo",
+        "mllm_act.train_tokenizer",
+        "mllm_act.demo",
+        "mllm_act.doctor",
+    ),
     ("mllm_act.bench", "mllm_act.__main__"),
 )
 
@@ -44,6 +51,7 @@ CLOSED = {
     "mllm_act.action_tokenizer": (*TENSORFLOW, "mllm_act.envs", "mllm_act.models"),
     "mllm_act.weights": (*TENSORFLOW, "mllm_act.envs"),
     "mllm_act.policy": (*TENSORFLOW, "mllm_act.envs", "mllm_act.weights"),
+    "mllm_act.rl": TENSORFLOW,
     "data_pipelines": ("flax", "mllm_act.models", "mllm_act.adapters", "mllm_act.action_tokenizer"),
 }
 
@@ -64,6 +72,8 @@ ACTING = (
     "mllm_act.adapters",
     "mllm_act.models",
     "mllm_act.action_tokenizer",
+    "mllm_act.rl",
+    "mllm_act.train_ppo",
 )
 
 

@@ -118,6 +118,12 @@ class ActionTokenAdapter(Adapter):
             ..., 0
         ].sum(-1)
 
+    def log_probs(
+        self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
+    ) -> tuple[Float[Array, "B T M K"], Int[Array, "B T M"]]:
+        """See ``Adapter.log_probs``."""
+        return self._all_log_probs(hidden, tokens), tokens - self.first_token
+
     def sample(
         self,
         hidden: Float[Array, "B D"],

@@ -163,6 +163,16 @@ class Adapter(nnx.Module):
         """Returns the log-probability of whole actions on the filtered, renormalised distribution."""
         raise NotImplementedError
 
+    def log_probs(
+        self, hidden: Float[Array, "B T M D"], tokens: Tokens
+    ) -> tuple[Float[Array, "B T M V"], Int[Array, "B T M"]]:
+        """Returns the distributions that ``log_prob`` sums over, and which of their V entries the tokens are.
+
+        Reinforcement learning needs them: an adapter without them cannot be trained by it. Tokens that must not follow
+        have -inf.
+        """
+        raise NotImplementedError
+
     def sample(
         self,
         hidden: Float[Array, "B D"],

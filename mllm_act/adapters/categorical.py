@@ -106,10 +106,15 @@ class Categorical(Discrete):
         self, hidden: Float[Array, "B T 1 D"], tokens: Int[Array, "B T 1"]
     ) -> Float[Array, "B T"]:
         """See ``Adapter.log_prob``."""
-        log_probs = filtered_log_softmax(
-            self._logits(hidden[..., 0, :]), self.allowed(tokens[..., :0])
-        )
-        return jnp.take_along_axis(log_probs, tokens, axis=-1)[..., 0]
+        log_probs, _ = self.log_probs(hidden, tokens)
+        return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0, 0]
+
+    def log_probs(
+        self, hidden: Float[Array, "B T 1 D"], tokens: Int[Array, "B T 1"]
+    ) -> tuple[Float[Array, "B T 1 actions"], Int[Array, "B T 1"]]:
+        """See ``Adapter.log_probs``."""
+        logits = self._logits(hidden)
+        return filtered_log_softmax(logits, jnp.ones_like(logits, bool)), tokens
 
     def sample(
         self,

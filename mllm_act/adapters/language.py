@@ -147,6 +147,12 @@ class Language(Discrete):
         """See ``Adapter.log_prob``; -inf for tokens that are not an action."""
         return self._of_tokens(self._log_probs(hidden, tokens), tokens).sum(-1)
 
+    def log_probs(
+        self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
+    ) -> tuple[Float[Array, "B T M C"], Int[Array, "B T M"]]:
+        """See ``Adapter.log_probs``."""
+        return self._log_probs(hidden, tokens), self.trie.columns(tokens)
+
     def sample(
         self,
         hidden: Float[Array, "B D"],

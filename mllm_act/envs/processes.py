@@ -36,7 +36,11 @@ GRACE = 5.0  # seconds, see `Worker.receive`
 IN_FLIGHT = 32  # requests; many more fill the pipe, and then both sides wait for the other to read
 
 
-class StalledWorker(UserError):
+class DeadWorker(UserError):
+    """A worker has ended instead of answering."""
+
+
+class StalledWorker(DeadWorker):
     """A worker gave no answer within its time limit and was killed."""
 
 
@@ -120,7 +124,8 @@ class Worker:
 
         Raises:
           StalledWorker: there was no reply within the time limit. The worker has been killed.
-          UserError: raised by the worker, or the worker died.
+          DeadWorker: the worker died.
+          UserError: raised by the worker.
           RuntimeError: any other exception in the worker, with its traceback.
         """
         try:
@@ -140,7 +145,7 @@ class Worker:
                 hint = "; out of memory? try fewer workers" if status == -signal.SIGKILL else ""
             else:
                 end, hint = f"exited with status {status}", ""
-            raise UserError(f"a worker process {end} during: {doing}{hint}") from None
+            raise DeadWorker(f"a worker process {end} during: {doing}{hint}") from None
         self._started = time.monotonic()
         self._in_flight -= 1
         self._fill()

@@ -157,8 +157,30 @@ class PolicyNetwork(nnx.Module):
           skip_padding: for batches that are mostly padding, whose images are then not encoded: the number of equal
             shards that the devices split the batch into.
         """
-        observation, adapter = batch.observation, self._with_rows(name)
-        tokens = jax.lax.stop_gradient(adapter.encode(batch.action))
+        observation = batch.observation
+        tokens = jax.lax.stop_gradient(self.adapters[name].encode(batch.action))
+        adapter, hidden = self.hidden(name, observation, tokens, key, skip_padding)
+        proprio = adapter.statistics.normalize_proprio(observation.proprio)
+        return adapter.loss(hidden, tokens, observation.mask, proprio)
+
+    def hidden(
+        self,
+        name: str,
+        observation: Observation,
+        tokens: Array,
+        key: PRNGKeyArray | None = None,
+        skip_padding: int | None = None,
+    ) -> tuple[Adapter, Float[Array, "B T M D"]]:
+        """Returns the hidden states that predict each action token, in one pass, and the adapter to read them with.
+
+        Args:
+          name: the embodiment.
+          observation: of windows.
+          tokens: of the action at each step, [B, T, ...].
+          key: see ``loss``.
+          skip_padding: see ``loss``.
+        """
+        adapter = self.adapter(name)
         # The last token is fed back only if later steps see it.
         actions_are_seen = self.mllm.config.history == "observations_and_actions"
         fed = adapter.embed(tokens)[..., : adapter.tokens_per_action - (not actions_are_seen), :]
@@ -166,9 +188,7 @@ class PolicyNetwork(nnx.Module):
         hidden = self.mllm(
             observation.prompt, observation.prompt_mask, latents, observation.mask, fed, key=key
         )
-        hidden = hidden[..., : adapter.tokens_per_action, :]
-        proprio = adapter.statistics.normalize_proprio(observation.proprio)
-        return adapter.loss(hidden, tokens, observation.mask, proprio)
+        return adapter, hidden[..., : adapter.tokens_per_action, :]
 
     def latents(
         self,
@@ -208,7 +228,7 @@ class PolicyNetwork(nnx.Module):
         Returns:
           The tokens; ``adapters[name].decode`` turns them into the action.
         """
-        adapter = self._with_rows(name)
+        adapter = self.adapter(name)
         fed = adapter.embed(past)
         if self.mllm.config.history == "observations":
             fed = fed[..., :0, :]
@@ -216,7 +236,8 @@ class PolicyNetwork(nnx.Module):
         proprio = adapter.statistics.normalize_proprio(proprio)
         return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
 
-    def _with_rows(self, name: str) -> Adapter:
+    def adapter(self, name: str) -> Adapter:
+        """Returns the adapter of an embodiment, with the language model's tables for one computation."""
         language = self.mllm.language
         embedding = placement.gathered(language.embedding[...], "language/embedding")
         head = embedding
