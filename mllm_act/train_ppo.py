@@ -45,7 +45,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     simulators = Simulators(run.spec.name, count, workers, horizon, config.rollout.timeout)
     rollout = Rollout(
         run.recipe, simulators, run.episodes, run.prompt, sorted(run.spec.cameras),
-        run.spec.time_limit == "bootstrap", run.context, steps, count,
+        run.spec.time_limit == "bootstrap", run.adapter.discrete, run.context, steps, count,
     )  # fmt: skip
 
     def save(step: int, state: State) -> None:

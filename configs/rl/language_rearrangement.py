@@ -13,19 +13,14 @@ from pathlib import Path
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import load_config
-from mllm_act.envs.language_rearrangement.entities import OBJECTS, RECEPTACLES
 
 
 def get_config(variant: str = "semlang") -> ConfigDict:
     """Returns the config of ``adapter[,preset=NAME]``."""
     config = load_config(f"{Path(__file__).parent / 'common.py'}:{variant}")
-    config.prompt_template = (
-        "Prompt: You are a home robot assistant. Your possible actions are: pick object, place receptacle, nav "
-        "receptacle, open receptacle, close receptacle, STOP. - Objects: "
-        f"{', '.join(OBJECTS)} - Receptacles: {', '.join(dict.fromkeys(RECEPTACLES.values()))}. "
-        "USER: {instruction} ASSISTANT: "
-    )
-    config.prompt_tokens = 224
+    policy = load_config(f"{Path(__file__).parents[1]}/policy/language_rearrangement.py:{variant}")
+    for key in ("prompt_template", "prompt_tokens", "bridge"):
+        config[key] = policy[key]
     if config.preset.startswith(
         "tiny"
     ):  # what is the same in all prompts tells nothing to a fresh model

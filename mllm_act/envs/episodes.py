@@ -51,7 +51,7 @@ class Simulators:
           horizon: steps of an episode at most.
           timeout: seconds that one simulator may take for a step and a reset.
         """
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "timeout": timeout, "module": envs.ENVS[name], "horizon": horizon,
         }  # fmt: skip
         self._workers = [self._start() for _ in range(min(workers, count))]

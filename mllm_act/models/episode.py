@@ -88,7 +88,7 @@ def read(
         return jnp.moveaxis(kept, 0, -4)
 
     kept_instruction = memory.instruction
-    if instruction is not None:
+    if instruction is not None and kept_instruction is not None:
         kept_instruction = kept_instruction.at[rows].set(instruction)
     prompt_masks = memory.prompt_mask.at[rows].set(prompt_mask)
     return Memory(jax.tree.map(put, memory.cache, cache), prompt_masks, kept_instruction)
@@ -131,7 +131,8 @@ def look(
 
         return jax.vmap(one, in_axes=(-4, -4, 0), out_axes=-4)(kept, new, start)
 
-    memory = memory.replace(cache=jax.tree.map(put, memory.cache, cache))
+    cache = jax.tree.map(put, memory.cache, cache)
+    memory = Memory(cache, prompt_mask, memory.instruction)
     after = jnp.arange(slots) < start[:, None] + count
     readable = jnp.concatenate([prompt_mask, after], axis=1)
     return hidden[:, -1], Decoding((memory.cache,), readable, positions[:, -1]), memory

@@ -162,15 +162,15 @@ def _block(
     cells, values_of = (np.full((rows, length), NO_CELL) for _ in range(2))
     for row, segment in enumerate(segments):
         n = len(segment.cells)
-        for t, observation in enumerate(segment.observations):
+        for t, seen in enumerate(segment.observations):
             for camera, image in images.items():
-                image[row, t] = observation["images"][camera]
-            proprio[row, t] = observation["proprio"]
+                image[row, t] = seen["images"][camera]
+            proprio[row, t] = seen["proprio"]
             if segment.tokens[t] is not None:
                 tokens[row, t] = segment.tokens[t]
         mask[row, :n] = True
         prompt[row, : len(segment.prompt)] = segment.prompt
         prompt_mask[row, : len(segment.prompt)] = True
         cells[row, :n], values_of[row, :n] = segment.cells, segment.values_of
-    observation: Any = Observation(images, proprio, mask, prompt, prompt_mask)
-    return Block(observation, tokens, cells, values_of)
+    arrays: Any = (images, proprio, mask, prompt, prompt_mask)
+    return Block(Observation(*arrays), tokens, cells, values_of)

@@ -12,13 +12,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx, struct
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -94,8 +94,7 @@ class Recipe:
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
-@struct.dataclass
-class Targets:
+class Targets(NamedTuple):
     """What a block learns, [R, T]; all zero in the first pass."""
 
     log_prob: Any  # old
@@ -326,17 +325,13 @@ class Learner:
                     state, frozen, device, targets, np.float32(1), gradients, False
                 )
                 results.append((block, log_prob, value))
-        log_probs, values, next_values = (np.zeros(grid.rewards.size, np.float32) for _ in range(3))
+        log_probs, values, next_values = (np.zeros_like(grid.rewards) for _ in range(3))
         for block, log_prob, value in results:
             log_prob, value = np.asarray(log_prob), np.asarray(value)
             acted, follows = block.cells != NO_CELL, block.values_of != NO_CELL
-            log_probs[block.cells[acted]] = log_prob[acted]
-            values[block.cells[acted]] = value[acted]
-            next_values[block.values_of[follows]] = value[follows]
-        shape = grid.rewards.shape
-        log_probs, values, next_values = (
-            x.reshape(shape) for x in (log_probs, values, next_values)
-        )
+            log_probs.flat[block.cells[acted]] = log_prob[acted]
+            values.flat[block.cells[acted]] = value[acted]
+            next_values.flat[block.values_of[follows]] = value[follows]
         later = np.concatenate([values[1:], np.zeros_like(values[:1])])
         return log_probs, values, np.where(grid.last, next_values, later)
 
