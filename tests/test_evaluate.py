@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from benchmarks import fuzz
 from mllm_act import envs, evaluate, report, train
 from mllm_act.adapters.token_filter import choose
 from mllm_act.config import load_config
@@ -26,6 +27,7 @@ from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 from mllm_act.files import locked
 from mllm_act.policy import Policy
+from tests import fuzzing
 from tests.data_pipelines import tiny_rlds
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +130,13 @@ def test_a_row_with_its_own_key_draws_what_it_draws_alone() -> None:
     masked = jnp.where(allowed, logits, -jnp.inf)
     expected = jax.random.categorical(keys[0], masked)
     np.testing.assert_array_equal(choose(logits, allowed, keys[0]), expected)
+
+
+@pytest.mark.slow
+def test_mutated_documents_of_a_checkpoint(workdir: Path, tmp_path: Path) -> None:
+    counts = fuzzing.fuzz(fuzz.checkpoint_meta(workdir), tmp_path, 30)
+    assert counts.keys() <= fuzzing.RIGHT, counts
+    assert counts["refused"] > 10, counts
 
 
 def results(folder: Path, *videos: str) -> Path:
