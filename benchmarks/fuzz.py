@@ -31,6 +31,7 @@ from mllm_act.files import user_path
 from mllm_act.policy import Policy
 from tests import fuzzing
 from tests.data_pipelines import foreign as data
+from tests.data_pipelines import foreign_imports as imports
 from tests.weights import foreign as weights
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="files of all kinds together")
     parser.add_argument("--run", type=user_path, help="a folder with a checkpoint; it is copied")
     arguments = parser.parse_args()
-    kinds = [*weights.FORMATS, *data.FORMATS]
+    kinds = [*weights.FORMATS, *data.FORMATS, *imports.FORMATS]
     if arguments.run:
         kinds.append(checkpoint_meta(arguments.run))
     total = Counter[str]()

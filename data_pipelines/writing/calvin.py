@@ -32,7 +32,7 @@ RECORDINGS = "ep_start_end_ids.npy"
 SCENES = "scene_info.npy"
 FIX = "download the dataset again, or repair it"
 _LISTED = 20  # faults in an error
-_ERRORS = (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError)
+_LARGEST = 100_000_000  # bytes; for an array of a frame
 # What a pickled numpy array of Python objects is made of. A pickle may name any function, and loading it calls it.
 _HARMLESS = {
     ("numpy", "ndarray"), ("numpy", "dtype"),
@@ -106,13 +106,13 @@ def _episodes(folder: Path, faults: list[str]) -> list[Episode]:
     where = f"{folder.name}/{ANNOTATIONS}"
     try:
         tree = _dictionary(folder / ANNOTATIONS)
-        texts = {key: [str(text) for text in tree["language"][key]] for key in ("ann", "task")}
+        texts = {key: [_text(text) for text in tree["language"][key]] for key in ("ann", "task")}
         ranges = _ranges(tree["info"]["indx"])
         recordings = _ranges(np.load(folder / RECORDINGS))
         scenes = {}
         if (folder / SCENES).exists():  # the dataset of one scene may lack it
             scenes = {str(k): _ranges([v])[0] for k, v in _dictionary(folder / SCENES).items()}
-    except (*_ERRORS, AttributeError, TypeError) as error:
+    except Exception as error:  # what numpy and pickle raise for damaged files is not documented
         faults.append(
             f"{folder.name}: expected {ANNOTATIONS} and {RECORDINGS}, found {_line(error)}"
         )
@@ -134,6 +134,12 @@ def _episodes(folder: Path, faults: list[str]) -> list[Episode]:
         scene = next((k for k, (low, high) in scenes.items() if low <= first <= high), "")
         episodes.append(Episode(folder.name, number, first, last, sentence, task, scene))
     return episodes
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a {type(value).__name__} in place of a text")
+    return str(value)
 
 
 def _ranges(values: Any) -> Int[np.ndarray, "n 2"]:
@@ -202,6 +208,9 @@ def read(folder: Path, episode: Episode) -> tuple[dict[str, Any], list[str]]:
         name = f"{episode.folder}/episode_{frame:07d}.npz"
         try:
             with np.load(folder / name) as file:
+                largest = max(member.file_size for member in file.zip.infolist())
+                if largest > _LARGEST:
+                    raise ValueError(f"an array of {largest:,} bytes, more than {_LARGEST:,}")
                 for key, width in NUMBERS.items():
                     numbers[key].append(_vector(key, file[key], width))
                 for camera in CAMERAS:
@@ -210,7 +219,7 @@ def read(folder: Path, episode: Episode) -> tuple[dict[str, Any], list[str]]:
                         raise ValueError(f"{camera} of {image.dtype} and the shape {image.shape}")
                     jpegs[camera].append(_jpeg(image))
                     shapes[camera].add(image.shape[:2])
-        except _ERRORS as error:
+        except Exception as error:  # as above; zipfile has its own, too
             faults.append(f"{name}: expected a frame of {episode.name}, found {_line(error)}")
     for camera, found in shapes.items():
         if len(found) > 1:

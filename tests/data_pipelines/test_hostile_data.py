@@ -13,6 +13,7 @@ from data_pipelines.reading.rlds import open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
+from tests.data_pipelines import foreign_imports
 from tests.data_pipelines.foreign import FORMATS, IMAGE, SHARD, bomb, dataset, frame
 from tests.fuzzing import RIGHT, Format, fuzz
 
@@ -24,6 +25,13 @@ def test_mutated_files(tmp_path: Path, kind: Format) -> None:
     counts = fuzz(kind, tmp_path, 40)
     assert counts.keys() <= RIGHT, counts
     assert counts["refused"] + counts["equal"] > 15, counts
+
+
+@pytest.mark.parametrize("kind", foreign_imports.FORMATS, ids=lambda kind: kind.name)
+def test_mutated_files_of_other_projects(tmp_path: Path, kind: Format) -> None:
+    counts = fuzz(kind, tmp_path, 60)
+    assert counts.keys() <= RIGHT, counts
+    assert counts["refused"] > 20, counts
 
 
 def edit(path: Path, *keys: Any, value: Any) -> None:
