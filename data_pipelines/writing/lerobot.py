@@ -230,10 +230,10 @@ def _parquet_rows(path: Path, where: str, problems: list[str]) -> Iterator[dict[
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, pre_buffer=False)
         names = [n for n in file.schema_arrow.names if not n.startswith("stats/")]
-        yield from file.read(columns=names).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+        yield from file.read(columns=names, use_threads=False).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         problems.append(f"{where}: expected a parquet file, found {_first_line(error)}")
 
 

@@ -120,7 +120,19 @@ def read(source: Source, episode: Episode) -> tuple[dict[str, Any], list[str]]:
 @functools.lru_cache(maxsize=1)
 def _row_group(path: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
     """Returns a part of a file. Consecutive episodes share it, so it is kept."""
-    return parquet.ParquetFile(path).read_row_group(group, columns=["episode_index", *columns])
+    return _row_group_of(path, group, ["episode_index", *columns])
+
+
+@functools.lru_cache(maxsize=1024)
+def _episodes(path: Path, group: int) -> frozenset[Any]:
+    """Returns which episodes a part of a file has rows of. (pyarrow aborts the process at damaged statistics of it.)"""
+    return frozenset(_row_group_of(path, group, ["episode_index"])["episode_index"].to_pylist())
+
+
+def _row_group_of(path: Path, group: int, columns: list[str]) -> pa.Table:
+    return parquet.ParquetFile(path, pre_buffer=False).read_row_group(
+        group, columns, use_threads=False
+    )
 
 
 def _rows(path: Path, episode: int, columns: tuple[str, ...]) -> pa.Table:
@@ -131,13 +143,7 @@ def _rows(path: Path, episode: int, columns: tuple[str, ...]) -> pa.Table:
         raise ValueError(f"none named {', '.join(missing)}")
     tables = []
     for group in range(file.num_row_groups):
-        leaves = file.metadata.row_group(group)
-        for leaf in map(leaves.column, range(leaves.num_columns)):
-            statistics = leaf.statistics if leaf.path_in_schema == "episode_index" else None
-            if statistics is not None and statistics.has_min_max:
-                if not statistics.min <= episode <= statistics.max:
-                    break
-        else:
+        if episode in _episodes(path, group):
             table = _row_group(path, group, columns)
             tables.append(table.filter(compute.equal(table["episode_index"], episode)))
     return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table()

@@ -10,6 +10,8 @@ STANDARD = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 ACTION, STATE = ("action", "actions"), ("observation.state", "state")
 # What RLDS defines for each step, and is written in any case.
 RLDS = ("observation", "language_instruction", "is_first", "is_last", "is_terminal")
+_LARGEST = 100_000_000  # numbers in a feature of a step; images are the largest
+_LONGEST = 1_000_000  # of a vector, each of whose numbers has a name
 REWARDS = ("reward", "discount")  # taken from the dataset where it has them
 
 
@@ -52,7 +54,9 @@ def read_features(tree: Any, problems: list[str]) -> tuple[tuple[Feature, ...], 
             value.get(name) if isinstance(value, dict) else None for name in ("dtype", "shape")
         )
         if not isinstance(dtype, str) or not (
-            isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+            isinstance(shape, list)
+            and all(type(n) is int and n > 0 for n in shape)
+            and math.prod(shape) <= _LARGEST
         ):
             problems.append(
                 f"{where}: expected a dtype and a shape, found {dtype!r:.40}, {shape!r:.60}"
@@ -66,10 +70,12 @@ def read_features(tree: Any, problems: list[str]) -> tuple[tuple[Feature, ...], 
                 found.append(Feature(key, f"observation/{_short(key, tree)}", dtype))
         elif dtype == "string" and shape == [1]:
             found.append(Feature(key, _path(key, tree), "text"))
+        elif math.prod(shape) > _LONGEST:
+            problems.append(f"{where}: expected at most {_LONGEST:,} numbers, found {shape!r:.60}")
         elif re.fullmatch(r"bool|float(16|32|64)|u?int(8|16|32|64)", dtype):
             found.append(_number(key, _path(key, tree), dtype, shape, value.get("names")))
         else:
-            left_out.append(f"{key}: {dtype:.40} of shape {shape} is not known here")
+            left_out.append(f"{key}: {dtype:.40} of shape {shape!r:.60} is not known here")
     paths = [feature.path for feature in found]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         keys = ", ".join(f.key for f in found if f.path == path)

@@ -21,11 +21,14 @@ def _import(folder: Path, module: Any, read: Any) -> Content:
         arrays, faults = read(source, episode)
         if faults:
             raise UserError(f"{folder}: {'; '.join(faults)}")
+        arrays.pop("stamp", None)  # it has the times of the files
         content.append({key: np.asarray(value).tolist() for key, value in arrays.items()})
     return content
 
 
 def _read_lerobot(file: str, path: Path) -> Content:
+    for kept in (lerobot_episode._episodes, lerobot_episode._row_group):
+        kept.cache_clear()
     return _import(path.parents[file.count("/")], lerobot, lerobot_episode.read)
 
 
