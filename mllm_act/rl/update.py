@@ -338,8 +338,11 @@ class Learner:
     def _targets(self, block: Block, *grids: np.ndarray) -> Targets:
         exists = block.cells != NO_CELL
         cells = np.where(exists, block.cells, 0)
-        arrays = [np.where(exists, x.reshape(-1)[cells], 0).astype(np.float32) for x in grids]
-        return sharding.place_batch(Targets(*arrays, exists), self.recipe.mesh)
+        log_prob, value, advantage, returns = (
+            np.where(exists, grid.reshape(-1)[cells], 0).astype(np.float32) for grid in grids
+        )
+        targets = Targets(log_prob, value, advantage, returns, exists)
+        return sharding.place_batch(targets, self.recipe.mesh)
 
     def _about(
         self, grid: Grid, log_probs: np.ndarray, values: np.ndarray, returns: np.ndarray
