@@ -34,7 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -123,12 +123,13 @@ def read_json(path: Path, fix: str, largest: int = _LARGEST_JSON) -> dict[str, A
         ``fix``.
     """
     try:
-        size = path.stat().st_size
-        if not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
             raise ValueError("something else than a file")
-        if size > largest:
-            raise ValueError(f"{size:,} bytes, more than {largest:,}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise ValueError(f"more than {largest:,} bytes")
+        value = json.loads(content.decode("utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"a JSON {type(value).__name__}")
         return value

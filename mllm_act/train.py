@@ -127,6 +127,7 @@ def _print_next(run: Run, workdir: Path) -> None:
         where = f"--env={env} --split=test"
         if env not in ENVS:
             where = f"--data={robot.source.config.data.directory} --split=val"
+            where += f" --embodiment={env}" if len(run.embodiments) > 1 else ""
         print(f"Next: python -m mllm_act.evaluate --checkpoint={workdir} {where}")
 
 

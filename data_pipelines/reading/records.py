@@ -123,12 +123,13 @@ def _index_array_records(path: Path, expected: int) -> Records:
 
 
 def _index(file: BinaryIO, path: Path, expected: int) -> Records:
-    size = file.seek(0, os.SEEK_END)
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
     checksums, positions, sizes = bytearray(), [], []
     offset = number = 0
+    file.seek(0)
+    header = file.read(_HEADER.size)
     while offset < size and number <= expected:
-        file.seek(offset)
-        header = file.read(_HEADER.size)
         where = f"{path}: record {number} at byte {offset}"
         if len(header) < _HEADER.size:
             raise UserError(f"{where} is truncated: the file ends inside its header; {FIX}")
@@ -141,7 +142,9 @@ def _index(file: BinaryIO, path: Path, expected: int) -> Records:
                 f"{where} is truncated: expected {end - offset} bytes, found {size - offset}; {FIX}"
             )
         file.seek(end - 4)
-        checksums += file.read(4)
+        together = file.read(4 + _HEADER.size)  # one request, where the file is far away
+        checksums += together[:4]
+        header = together[4:]
         positions.append(offset)
         sizes.append(end - offset)
         offset, number = end, number + 1

@@ -18,10 +18,9 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 from google.protobuf.json_format import ParseError
 
@@ -35,7 +34,8 @@ from data_pipelines.reading.layout import (
     read_features,
     width,
 )
-from data_pipelines.reading.records import FIX, FORMATS, index_records
+from data_pipelines.reading.records import FIX
+from data_pipelines.reading.shards import open_split, safe_name
 from data_pipelines.reading.splits import Split, hold_out, together
 from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError, nearest
@@ -43,7 +43,6 @@ from mllm_act.files import read_json
 
 RECORD = "generation.json"  # beside the dataset: how it was generated, and the digests of its files
 IMAGE = STEPS + "observation/image/"  # followed by the name of the camera
-_LONGEST_NAME = 1_000  # characters of a feature's path or a file's name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,20 +97,34 @@ def open_dataset(directory: str | Path, mapping: DataMapping | str | None = None
     """
     if isinstance(mapping, str):
         mapping = load_mapping(mapping, "config.data.mapping") if mapping else None
-    parts = [_open(folder, mapping) for folder in _directories(str(directory))]
+    try:
+        parts = [_open(folder, mapping) for folder in _directories(str(directory))]
+    except tf.errors.OpError as error:  # of a file system that TensorFlow reads, such as gs://
+        raise UserError(
+            f"{directory}: expected to read it, found {error.message.partition(chr(10))[0]}; check the path, the "
+            "network and the credentials"
+        ) from None
     first, *others = parts
-    for other in others:
-        for key in ("metadata", "image_shapes", "proprio_dim"):
-            if getattr(first, key) != getattr(other, key):
-                raise UserError(
-                    f"{other.directory}: expected the {key} of {first.directory}, {getattr(first, key)!r:.300}, found "
-                    f"{getattr(other, key)!r:.300}; train on them as a mixture, or give both a mapping that fits"
-                )
+    problems = [problem for other in others for problem in _differences(first, other)]
+    if problems:
+        raise UserError(
+            f"{first.directory}: expected sets of the same robot, found others: {'; '.join(problems)}; train on them "
+            "as a mixture, or give both a mapping that fits"
+        )
     names = {name: None for part in parts for name in part.splits}
     splits = {name: together([p.splits[name] for p in parts if name in p.splits]) for name in names}
     if "train" in splits and "val" not in splits:
         splits |= hold_out(splits["train"], first.layout.mapping.held_out)
     return dataclasses.replace(first, splits=splits)
+
+
+def _differences(first: Dataset, other: Dataset) -> Iterator[str]:
+    """Yields what differs between two sets that are to be one."""
+    keys = ("image_shapes", "proprio_dim")
+    one, two = ({**x.metadata, **{key: getattr(x, key) for key in keys}} for x in (first, other))
+    for key in dict.fromkeys((*one, *two)):
+        if one.get(key) != two.get(key):
+            yield f"{other.directory}: {key}: expected {one.get(key)!r:.200}, found {two.get(key)!r:.200}"
 
 
 def features_of(directory: str) -> dict[str, Feature]:
@@ -166,7 +179,7 @@ def _open(directory: Path, mapping: DataMapping | None) -> Dataset:
     with _structure(path):
         features = read_features(directory, tree)
         for name in features:
-            _name(name)
+            safe_name(name)
         if mapping is None:
             mapping = _own_mapping(directory, features, metadata)
     layout = make_layout(path, features, mapping)
@@ -174,9 +187,9 @@ def _open(directory: Path, mapping: DataMapping | None) -> Dataset:
     _check_metadata(directory / "metadata.json", metadata, action_dim)
     with _structure(directory / "dataset_info.json"):
         schema = repr((sorted(features), dataclasses.replace(mapping, step=None)))
-        splits = [_open_split(directory, info, split, schema) for split in info["splits"]]
+        splits = [open_split(directory, info, split, schema) for split in info["splits"]]
         splits = [split for split in splits if len(split)]
-        name = _name(info["name"])
+        name = safe_name(info["name"])
         files = [file for split in splits for file in split.files]
         if len(set(files)) < len(files) or len({split.name for split in splits}) < len(splits):
             raise ValueError("two splits or shards of the same name")
@@ -325,76 +338,3 @@ def _check_metadata(path: Path, metadata: dict[str, Any], action_dim: int) -> No
             f"{path}: name, choices: expected a text and a list of texts, found "
             f"{reprlib.repr(metadata.get('name'))}, {reprlib.repr(choices)}; {FIX}"
         )
-
-
-def _integer(value: Any) -> int:
-    """Returns an integer, which protobuf writes as a string in JSON."""
-    if type(value) not in (int, str) or not re.fullmatch("-?[0-9]{1,15}", str(value)):
-        raise ValueError(f"{reprlib.repr(value)} in place of an integer")
-    return int(value)
-
-
-def _name(value: Any) -> str:
-    """Returns a name that is safe to print and to use in a file's name."""
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_NAME:
-        raise ValueError(f"{reprlib.repr(value)} in place of a name")
-    return value
-
-
-def _open_split(directory: Path, info: dict[str, Any], split: dict[str, Any], schema: str) -> Split:
-    file_format = info.get("fileFormat", "tfrecord")
-    if file_format not in FORMATS:
-        raise UserError(
-            f"{directory / 'dataset_info.json'}: fileFormat: expected one of {', '.join(FORMATS)}, found "
-            f"{reprlib.repr(file_format)}; convert it with tfds convert_format"
-        )
-    name, lengths = _name(split["name"]), split["shardLengths"]
-    if "/" in name or not isinstance(lengths, list):  # files are named after splits
-        raise ValueError(f"the split {name!r} with shardLengths {reprlib.repr(lengths)}")
-    episodes = tuple(map(_integer, lengths))
-    if min(episodes, default=0) < 0 or not sum(episodes):
-        raise UserError(
-            f"{directory / 'dataset_info.json'}: shardLengths: expected at least one episode in split {name!r}, found "
-            f"{reprlib.repr(list(episodes))}; {FIX}"
-        )
-    template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    digest = hashlib.sha256(schema.encode())
-    files, found = [], []
-    for index, expected in enumerate(episodes):
-        values = {"DATASET": info["name"], "SPLIT": name, "FILEFORMAT": file_format}
-        path = directory / _file_name(_name(template), values, index, len(episodes))
-        if not _is_file(path):
-            raise UserError(
-                f"{path}: missing shard {index + 1} of {len(episodes)} of split {name!r}; {FIX}"
-            )
-        found.append(index_records(path, expected, file_format))
-        digest.update(path.name.encode() + found[-1].content)
-        files.append(path)
-    return Split(
-        name,
-        tuple(files),
-        np.repeat(np.arange(len(files), dtype=np.int32), episodes),
-        np.concatenate([np.arange(n, dtype=np.int32) for n in episodes]),
-        np.concatenate([records.position for records in found]),
-        np.concatenate([records.size for records in found]),
-        file_format,
-        digest.hexdigest()[:32],
-    )
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; False, too, for what cannot be a file's name."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def _file_name(template: str, values: dict[str, str], index: int, count: int) -> str:
-    """Returns a shard's name from TFDS's template. (``str.format`` would obey widths of any number of digits.)"""
-    values = values | {"SHARD_INDEX": f"{index:05d}", "NUM_SHARDS": f"{count:05d}"}
-    values["SHARD_X_OF_Y"] = f"{index:05d}-of-{count:05d}"
-    name = re.sub(r"\{([A-Z_]+)\}", lambda match: _name(values[match[1]]), template)
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"the file {name!r} outside the folder")
-    return name

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from jaxtyping import Int
@@ -19,7 +19,7 @@ class Split:
     """The E episodes of one split, in file order, one record each."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[PurePath, ...]  # local, or of etils.epath
     file: Int[np.ndarray, " E"]  # int32, index of each episode's file
     record: Int[np.ndarray, " E"]  # int32, number of its record in the file, for errors
     position: Int[np.ndarray, " E"]  # int64, where the record is read, see ``Records``

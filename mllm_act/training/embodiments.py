@@ -159,24 +159,45 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     if "mixture" not in config:
         source = _open("config", config, weight=1.0)
         return {source.dataset.metadata["name"]: source}
-    sources = {}
+    sources: dict[str, Source] = {}
+    problems = []
     for name, part in config.mixture.items():
         key = f"config.mixture.{name}"
-        sources[name] = _open(key, part, part.weight)
-        env = sources[name].dataset.metadata["name"]
-        if part.data.mapping:  # the mapping names the robot
-            sources[env] = sources.pop(name)
-        elif env != name:
-            raise UserError(
+        try:
+            source = _open(key, part, part.weight)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        env = source.dataset.metadata["name"]
+        if not part.data.mapping and env != name:  # a mapping names the robot
+            problems.append(
                 f"{key}.data.directory: expected demonstrations of {name}, found those of {env}, for which the config "
                 f"has {'another part' if env in config.mixture else 'no adapter'}; give the directory to the part of "
                 f"its environment, config.mixture.{env}"
             )
+        elif env in sources:
+            problems.append(_twice(sources[env], source))
+        sources.setdefault(env, source)
+    if problems:
+        raise UserError("; ".join(problems))
     if not sources:
         raise UserError(
             "config.mixture: expected at least one embodiment, found none; name one in the variant"
         )
     return sources
+
+
+def _twice(one: Source, other: Source) -> str:
+    """Returns the fault of two parts of a mixture that name the same robot."""
+    name = other.dataset.metadata["name"]
+    differ = [
+        f"{key} are {one.dataset.metadata[key]} and {other.dataset.metadata[key]}"
+        for key in ("action_names", "action_units", "action_scale")
+        if one.dataset.metadata[key] != other.dataset.metadata[key]
+    ]
+    found = f", whose {', '.join(differ)}" if differ else ""
+    fix = "give them different names" if differ else "give both folders to one part, with a comma"
+    return f"{other.key}: expected another robot than {one.key}, found {name!r} in both mappings{found}; {fix}"
 
 
 def make_embodiments(
