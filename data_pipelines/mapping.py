@@ -151,9 +151,54 @@ def _twice(path: Path) -> list[str]:
     return problems
 
 
+def _wrong_types(mapping: DataMapping) -> list[str]:
+    """Returns the values that are of another type than they must be: often a comma is missing after the only one."""
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+
+    def parts(value: Any) -> bool:
+        return isinstance(value, tuple) and all(isinstance(part, Part) for part in value)
+
+    def number(value: Any) -> bool:
+        return type(value) in (int, float)
+
+    cameras: Any = mapping.cameras
+    checks: list[tuple[str, str, Any, bool]] = [
+        ("name", "a text", mapping.name, isinstance(mapping.name, str)),
+        (
+            "cameras", "a dictionary of texts", cameras,
+            isinstance(cameras, dict) and texts((*cameras, *cameras.values())),
+        ),
+        *((f, "a tuple of Parts", getattr(mapping, f), parts(getattr(mapping, f))) for f in ("action", "proprio")),
+        *((f, "a tuple of texts", getattr(mapping, f), texts(getattr(mapping, f))) for f in ("instruction", "choices")),
+        ("task", "a text", mapping.task, isinstance(mapping.task, str)),
+        ("rate", "a number or None", mapping.rate, mapping.rate is None or number(mapping.rate)),
+        ("held_out", "a number", mapping.held_out, number(mapping.held_out)),
+        ("step", "a function or None", mapping.step, mapping.step is None or callable(mapping.step)),
+    ]  # fmt: skip
+    for field in ("action", "proprio"):
+        for part in getattr(mapping, field) if parts(getattr(mapping, field)) else ():
+            where = f"{field} {part.key}"
+            checks += [
+                (f"{where}: key", "a text", part.key, isinstance(part.key, str)),
+                (f"{where}: names", "a tuple of texts", part.names, texts(part.names)),
+                (f"{where}: unit", "a text", part.unit, isinstance(part.unit, str)),
+                (f"{where}: scale", "a number", part.scale, number(part.scale)),
+                (f"{where}: start", "an integer", part.start, type(part.start) is int),
+            ]
+    return [
+        f"{where}: expected {kind}, found {value!r:.100}"
+        for where, kind, value, ok in checks
+        if not ok
+    ]
+
+
 def _problems(mapping: DataMapping) -> list[str]:
     """Returns what is wrong with a mapping whatever the dataset, one line each."""
-    problems = []
+    problems = _wrong_types(mapping)
+    if problems:
+        return problems
     if not mapping.name:
         problems.append("name: expected a name, found none")
     if not mapping.cameras:
@@ -166,10 +211,8 @@ def _problems(mapping: DataMapping) -> list[str]:
         if twice:
             problems.append(f"{field}: expected different names, found {', '.join(twice)} twice")
         for part in getattr(mapping, field):
-            if not isinstance(part.names, tuple) or not part.names:
-                problems.append(
-                    f"{field} {part.key}: names: expected a tuple of names, found {part.names!r}"
-                )
+            if not part.names:
+                problems.append(f"{field} {part.key}: names: expected at least one, found none")
             if not 0 < part.scale < math.inf:
                 problems.append(
                     f"{field} {part.key}: scale: expected a number above 0, found {part.scale!r}"
@@ -178,9 +221,6 @@ def _problems(mapping: DataMapping) -> list[str]:
                 problems.append(
                     f"{field} {part.key}: start: expected 0 or more, found {part.start}"
                 )
-    keys: Any = mapping.instruction
-    if not isinstance(keys, tuple):
-        problems.append(f"instruction: expected a tuple of keys, found {keys!r}")
     if not 0 <= mapping.held_out < 1:
         problems.append(f"held_out: expected a share from 0 to below 1, found {mapping.held_out!r}")
     if mapping.rate is not None and not 0 < mapping.rate < math.inf:

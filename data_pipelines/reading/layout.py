@@ -320,6 +320,10 @@ def _apply(
     except Exception as error:
         first = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return [f"step: expected a function of {', '.join(sorted(widths))}, found {first}"]
+    if not isinstance(shapes, dict):
+        return [
+            f"step: expected a function that returns a dictionary, found {type(shapes).__name__}"
+        ]
     problems = []
     for key, tensor in shapes.items():
         if tensor.shape.rank not in (1, 2) or (tensor.shape.rank == 2 and tensor.shape[1] is None):

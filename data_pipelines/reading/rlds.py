@@ -113,6 +113,9 @@ def open_dataset(directory: str | Path, mapping: DataMapping | str | None = None
         )
     names = {name: None for part in parts for name in part.splits}
     splits = {name: together([p.splits[name] for p in parts if name in p.splits]) for name in names}
+    named = [name for name in ("validation", "valid") if name in splits]
+    if named and "val" not in splits:
+        splits["val"] = dataclasses.replace(splits[named[0]], name="val")
     if "train" in splits and "val" not in splits:
         splits |= hold_out(splits["train"], first.layout.mapping.held_out)
     return dataclasses.replace(first, splits=splits)

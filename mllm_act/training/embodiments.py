@@ -267,6 +267,12 @@ def _open(key: str, config: ConfigDict, weight: float) -> Source:
     dataset = rlds.open_dataset(config.data.directory, config.data.mapping)
     actions = _actions(key, config, adapter, dataset)
     statistics = dataset_statistics(dataset, processes=processes())
+    if actions and not 0 <= statistics.action.min[0] <= statistics.action.max[0] < len(actions):
+        raise UserError(
+            f"{dataset.directory}: action: expected an index below {len(actions)}, that of one of the choices "
+            f"{', '.join(actions)}, found {statistics.action.min[0]:g} to {statistics.action.max[0]:g}; correct the "
+            "dataset or the choices of its mapping"
+        )
     tokenizer = None
     if adapter.needs_tokenizer:
         if not config.tokenizer:

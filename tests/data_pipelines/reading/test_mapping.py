@@ -173,7 +173,7 @@ def test_all_faults_are_in_one_error(tmp_path: Path) -> None:
         (
             "from data_pipelines.mapping import *\n"
             "MAPPING = DataMapping('', {'a': 'x', 'a': 'y'}, (Part('k', ('u', 'u'), scale=0.0, start=-1),),"
-            " held_out=1.0, rate=-1.0, instruction='text', choices=('l', 'r'))",
+            " held_out=1.0, rate=-1.0, choices=('l', 'r'))",
             "name: .*'a' is given twice|'a' is given twice.*name: expected",
         ),
     ],
@@ -184,8 +184,40 @@ def test_errors_of_a_mapping_file(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(UserError, match=message) as caught:
         load_mapping(str(file))
     if "held_out" in text:
-        for part in ("u twice", "scale", "start", "held_out", "rate", "instruction", "choices"):
+        for part in ("u twice", "scale", "start", "held_out", "rate", "choices"):
             assert part in str(caught.value)
+
+
+def test_values_of_another_type_are_listed_with_their_keys(tmp_path: Path) -> None:
+    """Above all those of a user who leaves out the comma after the only element of a tuple."""
+    file = tmp_path / "robot.py"
+    file.write_text(
+        "from data_pipelines.mapping import *\n"
+        "MAPPING = DataMapping('arm', ['image'], (Part('action', ('x'), scale='cm', start=0.5)), "
+        "(Part('state', ('y'), scale='cm', start=0.5),), 'text', rate='5', held_out=None, step=3)\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load_mapping(str(file))
+    for part in (
+        "cameras: expected a dictionary of texts, found ['image']", "action: expected a tuple of Parts, found Part(",
+        "proprio state: names: expected a tuple of texts, found 'y'", "scale: expected a number, found 'cm'",
+        "start: expected an integer", "instruction: expected a tuple of texts, found 'text'", "rate: expected a number",
+        "held_out: expected a number, found None", "step: expected a function",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_split_called_validation_is_held_out_data(tmp_path: Path) -> None:
+    folder = public_layouts.write_random(tmp_path / "set", "libero", lengths=(2, 3))
+    for name in ("dataset_info.json", "robot-train.tfrecord-00000-of-00001"):
+        path = folder / name
+        content = path.read_bytes().replace(b'"name": "train"', b'"name": "validation"')
+        path.with_name(name.replace("train", "validation")).write_bytes(content)
+    dataset = open_dataset(folder, "libero")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "validation": 2,
+        "val": 2,
+    }
 
 
 def test_a_name_that_is_not_shipped() -> None:
