@@ -12,7 +12,7 @@ Importing the module should not import the simulator: programs read ``SPEC`` wit
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class EnvSpec:
     choices: tuple[str, ...] = ()
     # What the horizon means to reinforcement learning: "bootstrap" if an episode is only cut there and its last
     # observation has a value, "terminal" if nothing comes after it. It is not stored beside datasets.
-    time_limit: str = "bootstrap"
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
 
 
 class EnvObservation(TypedDict):
