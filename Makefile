@@ -8,7 +8,7 @@ PARITY := .venv/.parity
 RUN := .venv/bin/python
 PYTEST := -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
 # The extras of pyproject.toml that the tests need.
-EXTRAS := data metaworld babyai lerobot pretrained test
+EXTRAS := data metaworld babyai lerobot pretrained serve test
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-rl test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always

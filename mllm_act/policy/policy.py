@@ -104,16 +104,16 @@ class Policy:
         # (norms, biases, scales) are constants of the program.
         leaves, self._structure = jax.tree.flatten(state)
         self._constants = {i: np.asarray(x) for i, x in enumerate(leaves) if x.nbytes <= SMALL}
-        self._parameters = [x for i, x in enumerate(leaves) if i not in self._constants]
+        self.parameters = [x for i, x in enumerate(leaves) if i not in self._constants]
         adapter, model = network.adapters[name], network.mllm.config
         self._reads_instruction = network.mllm.bridge.reader is not None
-        self._cameras, self._proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
-        self._longest = longest_prompt(model, embodiment, adapter.tokens_per_action)
+        self._cameras, self.proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
+        self.longest_prompt = longest_prompt(model, embodiment, adapter.tokens_per_action)
         self._prompts: dict[str, list[int]] = {}
         # The steps are updated in place: arrays keep their addresses, and a GPU can replay its recorded launches.
-        self._step = jax.jit(self._compute, donate_argnames="steps")
-        self._read = jax.jit(lambda parameters, *ids: self._network(parameters).mllm.read(*ids))
-        self._look_again = jax.jit(self._latents_again, donate_argnames="steps")
+        self._step = jax.jit(self.compute, donate_argnames="steps")
+        self._read = jax.jit(self.read)
+        self._look_again = jax.jit(self.latents_again, donate_argnames="steps")
 
     @classmethod
     def load(
@@ -139,7 +139,7 @@ class Policy:
 
     def start(self, batch: int) -> Memory:
         """Returns an empty memory for ``batch`` episodes."""
-        network = self._network(self._parameters)
+        network = self._network(self.parameters)
         adapter, config = network.adapters[self.name], network.mllm.config
         count = config.latents_per_image * len(self._cameras)
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
@@ -153,7 +153,7 @@ class Policy:
             features = [jnp.zeros(shape, config.dtype) for _ in self._cameras]
         steps = Steps(latents, features, tokens, jnp.zeros(batch, jnp.int32), plan)
         # On the parameters' device, as what ``act`` returns; otherwise the second step would be compiled again.
-        return Memory(jax.device_put(steps, self._parameters[0].sharding))
+        return Memory(jax.device_put(steps, self.parameters[0].sharding))
 
     @no_type_check  # it checks its arguments itself, and reports them by name
     def act(
@@ -193,12 +193,12 @@ class Policy:
         images = {camera: images[camera] for camera in self._cameras}
         reading, steps, texts = memory.reading, memory.steps, tuple(instructions)
         if texts != memory.instructions:
-            reading = self._read(self._parameters, *self._prompt_tokens(texts))
+            reading = self._read(self.parameters, *self._prompt_tokens(texts))
             before = memory.instructions or texts
             changed = np.array([a != b for a, b in zip(before, texts, strict=True)])
             if (changed & ~first).any():
-                steps = self._look_again(self._parameters, reading, changed, steps)
-        action, steps = self._step(self._parameters, reading, images, proprio, first, steps, key)
+                steps = self._look_again(self.parameters, reading, changed, steps)
+        action, steps = self._step(self.parameters, reading, images, proprio, first, steps, key)
         return np.asarray(action), Memory(steps, texts, reading)
 
     @no_type_check
@@ -217,7 +217,7 @@ class Policy:
                 f"first: expected bool{list(shape)}, one value per episode of the memory, found "
                 f"{first.dtype}{list(first.shape)}"
             )
-        batch, proprios = len(first), self._proprios
+        batch, proprios = len(first), self.proprios
         for camera in self._cameras:
             found = f"the cameras {', '.join(sorted(images)) or 'none'}"
             if camera in images:
@@ -245,10 +245,10 @@ class Policy:
         """Returns prompts, padded to a multiple of their length in training: padding is not attended to."""
         for instruction in set(instructions) - self._prompts.keys():
             ids = self.prompt.encode(instruction)
-            if len(ids) > self._longest:
+            if len(ids) > self.longest_prompt:
                 raise UserError(
-                    f"instruction: expected a prompt of at most {self._longest} tokens, what {self.context} steps "
-                    f"leave of the model's positions, found {len(ids)} for {instruction[:60]!r}; shorten it"
+                    f"instruction: expected a prompt of at most {self.longest_prompt} tokens, what {self.context} "
+                    f"steps leave of the model's positions, found {len(ids)} for {instruction[:60]!r}; shorten it"
                 )
             self._prompts[instruction] = ids
         longest = max(len(ids) for ids in self._prompts.values())
@@ -261,7 +261,13 @@ class Policy:
         state = jax.tree.unflatten(self._structure, [jnp.asarray(leaf) for leaf in leaves])
         return nnx.merge(self._graph, state)
 
-    def _compute(
+    def read(
+        self, parameters: list[Array], ids: Int[Array, "B N"], mask: Bool[Array, "B N"]
+    ) -> Reading:
+        """Reads prompts; traceable. ``mask`` says which tokens exist."""
+        return self._network(parameters).mllm.read(ids, mask)
+
+    def compute(
         self,
         parameters: list[Array],
         reading: Reading,
@@ -271,6 +277,7 @@ class Policy:
         steps: Steps,
         key: Keys | None,
     ) -> tuple[Float[Array, "B A"], Steps]:
+        """Computes ``act`` for read prompts; traceable. Returns the actions and what is remembered from now on."""
         network = self._network(parameters)
         seen = network.mllm.features({camera: image[:, None] for camera, image in images.items()})
         newest = network.mllm.bridged(seen, reading.instruction)
@@ -310,7 +317,7 @@ class Policy:
         past = past.at[rows, position].set(tokens)
         return action, Steps(latents, features, past, position + 1, plan)
 
-    def _latents_again(
+    def latents_again(
         self, parameters: list[Array], reading: Reading, changed: Bool[Array, " B"], steps: Steps
     ) -> Steps:
         """Returns what is remembered of the episodes whose instruction changed as under the new instruction."""

@@ -91,7 +91,10 @@ class Run:
             "statistics": {name: s.to_dict() for name, s in self.statistics.items()},
             "prompt": {name: e.prompt.to_dict() for name, e in self.embodiments.items()},
             "dataset": {
-                name: {**e.source.dataset.metadata, "tasks": e.source.statistics.tasks}
+                name: {
+                    **e.source.dataset.metadata, "tasks": e.source.statistics.tasks,
+                    "image_shapes": e.source.dataset.image_shapes,
+                }
                 for name, e in self.embodiments.items()
             },
             "config": to_json(config),

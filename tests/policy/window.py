@@ -27,6 +27,6 @@ def decider(policy: Policy) -> Callable[..., np.ndarray]:
 
     def decide(text: str, images: Any, actions: np.ndarray, proprio: np.ndarray) -> np.ndarray:
         prompt = policy.prompt.tokens([text] * len(actions))
-        return np.asarray(act(policy._parameters, prompt, images, actions, proprio))
+        return np.asarray(act(policy.parameters, prompt, images, actions, proprio))
 
     return decide

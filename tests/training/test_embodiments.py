@@ -295,7 +295,7 @@ def test_every_continuous_adapter_decides_on_chunks(
     decided = {}
     for ensembling in (None, 0.01) if adapter == "regression" else (None,):
         policy = Policy.load(tmp_path / "run", ensembling=ensembling)
-        network = policy._network(policy._parameters)
+        network = policy._network(policy.parameters)
         assert tokens is None or network.adapters[policy.name].tokens_per_action == tokens
         memory, chunks, actions = policy.start(1), [], []
         for t in range(5):
