@@ -8,6 +8,9 @@ the policy acts on them as one batch. An episode ends at its first success or at
 ``episodes.csv`` (one line per episode, with its seed), ``tasks.csv`` (success and Wilson's 95 % interval),
 ``summary.json`` and a video of each task's first episode. The same seed gives the same results, with ``--sample`` too.
 
+With ``--policy=ws://HOST:PORT`` in place of ``--checkpoint``, the policy is that of ``python -m mllm_act.serve``. The
+results are the same; the package in ``clients/python`` must be installed.
+
 With ``--data`` recorded frames pass through the policy as on the robot, and its actions are compared with the recorded
 ones: see ``mllm_act.evaluate_data``. Writes ``dimensions.csv``, ``episodes.csv``, ``horizon.csv`` (of policies with
 chunks), ``summary.json``, and plots of up to 8 episodes.
@@ -42,6 +45,7 @@ from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, run
+from mllm_act.evaluate_remote import RemotePolicy
 from mllm_act.files import LOCK, locked, user_path, write_csv, write_json
 from mllm_act.policy import Policy
 
@@ -66,7 +70,11 @@ def step_keys(steps: Sequence[tuple[Job, int]]) -> Key[Array, " B"]:
 
 
 def rollout(
-    policy: Policy, pool: EnvPool, episodes: list[Episode], horizon: int, sample: bool = False
+    policy: Policy | RemotePolicy,
+    pool: EnvPool,
+    episodes: list[Episode],
+    horizon: int,
+    sample: bool = False,
 ) -> Iterator[Episode]:
     """Plays all episodes with the policy, fills in their results, and yields each as it ends.
 
@@ -78,7 +86,7 @@ def rollout(
       sample: draw actions from the policy's distribution instead of taking the most likely. An episode's draws depend
         on its job only, not on the pool.
     """
-    memory = policy.start(pool.num_envs)
+    memory: Any = policy.start(pool.num_envs)
 
     def decide(
         playing: Mapping[int, Episode], started: Sequence[int], observation: EnvObservation
@@ -87,11 +95,13 @@ def rollout(
         first = np.isin(np.arange(pool.num_envs), started)
         images, proprio = observation["images"], observation["proprio"]
         instructions = observation["instruction"].tolist()
-        keys = None
+        keys: Any = None
         if sample:
             idle = Episode(Job("", 0, 0))
             slots = [playing.get(slot, idle) for slot in range(pool.num_envs)]
             keys = step_keys([(episode.job, episode.steps) for episode in slots])
+            if isinstance(policy, RemotePolicy):
+                keys = np.asarray(jax.random.key_data(keys))
         action, memory = policy.act(images, proprio, instructions, first, memory, keys)
         return action[sorted(playing)]
 
@@ -198,9 +208,9 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         type=user_path,
-        required=True,
         help="a run's folder, or the folder of one of its steps",
     )
+    add("--policy", metavar="URL", help="in place of --checkpoint: a server, ws://HOST:PORT")
     add("--env", help="the environment (default: metaworld)")
     add("--data", help="in place of --env: a folder of recorded episodes, or several: DIR,DIR")
     add(
@@ -255,6 +265,17 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(
             "--env, --data: expected a simulator or recorded episodes, found both; leave one out"
         )
+    if (args.checkpoint is None) == (args.policy is None):
+        raise UserError(
+            f"--checkpoint, --policy: expected one of them, found {'none' if args.policy is None else 'both'}"
+        )
+    if args.policy is not None and (
+        args.data is not None or args.ensembling is not None or args.out is None
+    ):
+        raise UserError(
+            "--policy: expected a simulator and --out, without --data and --ensembling (the server has one), found "
+            "others"
+        )
     for option in RECORDED if args.data is None else SIMULATED:
         if getattr(args, option) != parser.get_default(option):
             kind = "--data" if args.data is None else "a simulator"
@@ -305,29 +326,41 @@ def simulate(args: argparse.Namespace) -> None:
     if not 1 <= horizon <= spec.horizon:
         raise UserError(f"--horizon: expected 1 to {spec.horizon} for {args.env}, found {horizon}")
     check_timeout(args.timeout)
-    workdir, _ = checkpoint.find(args.checkpoint)
-    out = args.out or workdir / "evaluation" / args.env / args.split
+    out = args.out
+    if args.checkpoint is not None:
+        workdir, _ = checkpoint.find(args.checkpoint)
+        out = args.out or workdir / "evaluation" / args.env / args.split
     with locked(out, "--out"), replacing(out) as scratch:
         evaluate(args, horizon, scratch)
     written = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
     print(f"Wrote {written} to {out}")
 
 
-def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
-    """Plays the episodes, and writes the results to the folder ``scratch``."""
+def open_policy(args: argparse.Namespace) -> tuple[Policy | RemotePolicy, dict[str, Any]]:
+    """Returns the policy, and what the summary says of it; ``tasks`` are those of its training."""
+    if args.policy is not None:
+        remote = RemotePolicy(args.policy, args.env, args.sample)
+        keys = ("step", "adapter", "chunk", "ensembling", "statistics", "tasks")
+        return remote, {"checkpoint": args.policy, **{key: remote.metadata[key] for key in keys}}
     policy = Policy.load(args.checkpoint, embodiment=args.env, ensembling=args.ensembling)
     if args.sample and policy.embodiment.adapter == "regression":
         raise UserError(
             f"--sample: expected a policy that predicts a distribution of actions, found the regression adapter in "
             f"{args.checkpoint}, which predicts a single action; omit --sample"
         )
+    return policy, {
+        "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"],
+        "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
+        "tasks": policy.meta["dataset"][args.env]["tasks"],
+    }  # fmt: skip
+
+
+def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
+    """Plays the episodes, and writes the results to the folder ``scratch``."""
+    policy, about = open_policy(args)
     episodes = play.episodes(
-        args.env,
-        args.tasks or ",".join(policy.meta["dataset"][args.env]["tasks"]),
-        args.split,
-        args.seed,
-        videos=not args.no_videos,
-    )
+        args.env, args.tasks or ",".join(about.pop("tasks")), args.split, args.seed, videos=not args.no_videos
+    )  # fmt: skip
     num_envs = min(args.envs, len(episodes))
     with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
         for episode in rollout(policy, pool, episodes, horizon, args.sample):
@@ -335,10 +368,8 @@ def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
                 write_video(scratch / "videos", episode, envs.spec(args.env).control_hz)
     rows = summarize(episodes)
     summary = {
-        "checkpoint": str(args.checkpoint.resolve()), "step": policy.meta["step"], "env": args.env,
-        "adapter": policy.embodiment.adapter, "chunk": policy.embodiment.chunk, "ensembling": args.ensembling,
-        "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon, "envs": args.envs,
-        "tasks": rows,
+        **about, "env": args.env, "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon,
+        "envs": args.envs, "tasks": rows,
     }  # fmt: skip
     write_results(scratch, episodes, rows, summary)
     print(table({"success": rows}))

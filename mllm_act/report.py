@@ -1,6 +1,11 @@
-"""Compares evaluated policies: a table of success rates and plots.
+"""Compares evaluated policies: a table of success rates and plots, or one page with everything.
 
     python -m mllm_act.report --out=DIR rvq=runs/metaworld/rvq vq=runs/metaworld/vq
+    python -m mllm_act.report --out=report.html runs/metaworld/rvq runs/metaworld/vq
+
+An ``--out`` that ends with ``.html`` becomes one self-contained page of all that is in the runs: success in every
+environment and split, beside the paper's, curves, precision of the tokenizers, speed, videos, differences between the
+configs. Any other is a folder for tables and plots.
 
 Reads the results of ``evaluate`` and the metrics of ``train`` from each folder; ``--env`` chooses the environment where
 a run was evaluated in several. Writes ``success.csv``,
@@ -21,6 +26,7 @@ import matplotlib
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError, run
 from mllm_act.files import user_path, whole_file, write_csv
+from mllm_act.reporting import page
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be set first)
@@ -206,17 +212,34 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=user_path, required=True, help="output folder")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="output folder, or a file.html"
+    )
     parser.add_argument(
         "--env", help="in which environment (default: the only one that the runs were evaluated in)"
     )
     parser.add_argument("--split", default="test", help="which evaluation to read (default: test)")
-    parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="a policy's name and folder")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN",
+        help="a run's folder (default of its name: the folder's)",
+    )
     args = parser.parse_args()
-    pairs = [run.partition("=") for run in args.runs]
-    if not all(workdir for _, _, workdir in pairs):
-        raise UserError(f"expected NAME=RUN arguments, found {' '.join(args.runs)}")
-    workdirs = {name: user_path(workdir) for name, _, workdir in pairs}
+    workdirs = {}
+    for text in args.runs:
+        name, _, folder = text.rpartition("=")
+        workdir = user_path(folder)
+        name = name or workdir.resolve().name
+        if name in workdirs:
+            raise UserError(
+                f"{text}: expected runs with different names, found two that are called {name}; use NAME=RUN"
+            )
+        workdirs[name] = workdir
+    if args.out.suffix == ".html":
+        page.write_page(args.out, workdirs)
+        print(f"Wrote {args.out}")
+        return
     print(write(args.out, workdirs, args.split, args.env))
 
 

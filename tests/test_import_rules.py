@@ -17,7 +17,7 @@ FLOORS = (
     ("mllm_act.files", "mllm_act.normalization", "mllm_act.parameters", "mllm_act.provenance"),
     ("mllm_act.placement",),
     ("mllm_act.config", "mllm_act.checkpoints", "mllm_act.envs", "mllm_act.models"),
-    ("data_pipelines.mapping",),
+    ("data_pipelines.mapping", "mllm_act.reporting"),
     (
         "mllm_act.ranges",
         "mllm_act.models.acting",

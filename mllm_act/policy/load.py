@@ -40,7 +40,7 @@ class SavedNetwork:
 
     def network(self) -> PolicyNetwork:
         """Returns the network, with all its adapters."""
-        graph, *parts = parameters.split(_abstract(self.config, self.meta), self.config.trained)
+        graph, *parts = parameters.split(abstract(self.config, self.meta), self.config.trained)
         return nnx.merge(graph, *(parameters.unflatten(self.arrays, like=part) for part in parts))
 
 
@@ -75,7 +75,7 @@ def load_network(path: Path, device: jax.Device) -> SavedNetwork:
         with parsing(meta, where):
             for name in config.embodiments:
                 Prompt(**meta["prompt"][name]).encode("")
-            _, *parts = parameters.split(_abstract(config, meta), config.trained)
+            _, *parts = parameters.split(abstract(config, meta), config.trained)
             sharding = jax.sharding.SingleDeviceSharding(device)
             return [_on(parameters.flatten(part), sharding) for part in parts]
 
@@ -95,7 +95,8 @@ def check_format(meta: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _abstract(config: NetworkConfig, meta: Mapping[str, Any]) -> PolicyNetwork:
+def abstract(config: NetworkConfig, meta: Mapping[str, Any]) -> PolicyNetwork:
+    """Returns the network that a checkpoint describes, with shapes in place of arrays."""
     statistics = {name: Statistics.from_dict(part) for name, part in meta["statistics"].items()}
     return nnx.eval_shape(lambda: build_network(config, statistics, nnx.Rngs(0)))
 

@@ -213,7 +213,7 @@ class Slots:
 
         cache = jax.tree.map(lambda x, y: put(x, y, x.ndim - 4), reading.cache, new.cache)
         instruction = reading.instruction
-        if instruction is not None:
+        if instruction is not None and new.instruction is not None:
             instruction = put(instruction, new.instruction)
         return jax.tree.map(put, steps, one), Reading(
             cache, put(reading.mask, new.mask), instruction

@@ -81,10 +81,8 @@ class Recorder:
         self._written[session] = number + 1
         try:
             with whole_file(self._folder / f"{session}-{number:06d}.npz") as partial:
-                np.savez(
-                    partial,
-                    **{key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]},
-                )
+                stacked = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+                np.savez(partial, allow_pickle=False, **stacked)
         except OSError as error:
             print(f"notice: {self._folder}: {error}; {len(rows)} requests are not recorded")
 

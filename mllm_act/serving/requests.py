@@ -128,7 +128,12 @@ class Checker:
                 "resume: expected it alone, found an observation with it; send it first"
             )
         return Request(
-            observation, *(bool(message.get(key)) for key in FLAGS), resume=resume, echo=echo
+            observation,
+            reset=bool(message.get("reset")),
+            step_by_step=bool(message.get("step_by_step")),
+            latest=bool(message.get("latest")),
+            resume=resume,
+            echo=echo,
         )
 
     def _check_keys(self, message: Mapping[Any, Any]) -> None:

@@ -34,7 +34,7 @@ def policy(workdir: Path) -> Policy:
 
 @pytest.fixture(scope="session")
 def loaded(policy: Policy) -> Loaded:
-    return serve.prepare(policy, sizes=(1, 4), sessions=8, prompt_tokens=16)
+    return serve.prepare(policy, sizes=(4,), sessions=8, prompt_tokens=16)
 
 
 def observation(seed: int, text: str = "do task 0") -> dict[str, object]:

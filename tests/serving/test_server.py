@@ -162,7 +162,9 @@ def test_a_bad_message_is_answered_by_name_and_the_connection_goes_on(server: Ru
             with pytest.raises(BadRequest) as error:
                 client.infer(observation(1) | change)
             assert expected in str(error.value) and "\n" not in str(error.value)
-        with pytest.raises(BadRequest, match="observation/state: expected it in every observation"):
+        with pytest.raises(
+            BadRequest, match="observation/corner4: expected it in every observation"
+        ):
             client.infer({"prompt": "x"})
         with pytest.raises(BadRequest, match="message: expected the keys"):
             client.infer({})
