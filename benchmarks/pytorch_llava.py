@@ -25,7 +25,7 @@ A sample has one supervised action, that of the newest step: with a plain causal
 tokens of earlier ones. Acting reuses the latents of past images, encodes the new image, prefills, and decodes greedily
 with Transformers' cache.
 
-``step_ms`` is the median over steps, by CUDA events. ``tflops`` is TFLOP/s, counted as in mllm_act/bench/flops.py: 2
+``step_ms`` is the median over steps, by CUDA events. ``tflops`` is TFLOP/s, counted as in mllm_act/flops.py: 2
 FLOP per multiply-add; forward and input gradient for a frozen matrix (twice forward), and the weight gradient for a
 trained one (3 times); attention's two products of all queries with all keys, 3 times forward in training; the vision
 encoder's forward only. Element-wise operations and the embedding look-up are not counted.

@@ -12,6 +12,7 @@ which NCCL's kernels run on the first GPU, "exposed" the share in which nothing 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +56,12 @@ def measure(flags: tuple[str, ...], mesh: tuple[int, int, int], steps: int) -> d
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": lines[-1] if lines else f"status {done.returncode}"}
+        lines = [
+            line
+            for line in done.stderr.splitlines()
+            if re.search(r"Error|Check failed|^F\d|error:", line)
+        ]
+        return {"error": lines[0] if lines else f"status {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -116,7 +121,10 @@ def main() -> None:
                     and "x".join(map(str, mesh)) not in flags.meshes.split(",")
                 ):
                     continue
-                report = measure((*options, *(SCAN if flags.scan else ())), mesh, flags.steps)
+                fewer = () if flags.layers is None else (f"--layers={flags.layers}",)
+                report = measure(
+                    (*options, *(SCAN if flags.scan else ()), *fewer), mesh, flags.steps
+                )
                 if gpus == 1 and "error" not in report:
                     one = report["samples_per_s"]
                 print(row(case, mesh, report, one), flush=True)

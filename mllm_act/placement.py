@@ -87,6 +87,16 @@ def gathers() -> bool:
     return mesh is not None and mesh.shape["fsdp"] > 1
 
 
+def one_layer_ahead(weights: Any, before: Any) -> Any:
+    """Lets the weights of a layer be gathered once the layer before has its input, beside that layer's arithmetic.
+
+    Where layers are unrolled, nothing else keeps the compiler from gathering all weights at once.
+    """
+    if not gathers():
+        return weights
+    return jax.lax.optimization_barrier((weights, before))[0]
+
+
 def all_but_gathered(primitive: Primitive, *_: Any, **__: Any) -> bool:
     """A policy of ``jax.checkpoint`` that keeps everything but gathered matrices, and casts of them."""
     names = ("sharding_constraint", "custom_vjp_call", "convert_element_type", "transpose")

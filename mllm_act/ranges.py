@@ -67,6 +67,7 @@ FLAGS: Mapping[str, Range] = {
     "prompt_tokens": COUNT,
     "tokens": COUNT,
     "episode": COUNT,
+    "layers": COUNT,
     "steps": COUNT,
     "repeats": COUNT,
 }
@@ -97,6 +98,10 @@ RANGES: Mapping[str, Range | Choice] = {
     "optimizer.b2": BELOW_ONE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.max_grad_norm": POSITIVE,
+    "optimizer.schedule": Choice(("cosine", "linear", "constant", "warmup_stable_decay")),
+    "optimizer.decay": FRACTION,
+    "accumulate": COUNT,
+    "ema": BELOW_ONE,
     "lora.rank": WIDTH,
     "lora.alpha": POSITIVE,
     "lora.dropout": BELOW_ONE,

@@ -4,6 +4,12 @@
 
 The same command continues an interrupted run from the newest checkpoint in ``--workdir``, bit for bit. At SIGINT
 (Ctrl-C) and SIGTERM the program finishes its update, saves it, and exits with status 130 or 143.
+
+    python -m mllm_act.train --config=... --workdir=DIR --dry_run --topology=v5p:8x8x8
+
+trains nothing: it compiles the update for devices that are not there, and prints placements, memory, collectives and a
+prediction of the time. Topologies: TPU slices (v5e, v5p, v6e; 2*v5e:16x16 for two), or cpu:64 for a cluster of GPUs.
+``--profile=STEPS`` writes a trace of that many updates into the folder ``profile``.
 """
 
 import functools
@@ -13,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from flax import nnx
 from ml_collections.config_dict import ConfigDict
 from tqdm import tqdm
@@ -25,8 +32,10 @@ from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.config import run_with_config
 from mllm_act.envs import ENVS
 from mllm_act.training import sharding
+from mllm_act.training.dry_run import dry_run
 from mllm_act.training.guards import check_finite
 from mllm_act.training.metrics import MetricsWriter, StepTimer
+from mllm_act.training.profile import Profile
 from mllm_act.training.setup import Run, set_up, start_or_resume
 from mllm_act.training.step import State, average, jit_update, validate
 from mllm_act.training.stop import Stop
@@ -34,8 +43,8 @@ from mllm_act.training.stop import Stop
 ToDevice = Callable[[str, Mapping[str, Any]], Batch]
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    """Runs the program."""
+def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
+    """Runs the program; ``profile`` updates are traced."""
     # ---- setup --------------------------------------------------------------------------------------------------
     run = set_up(config)
     train_batches = MixedBatches({
@@ -50,7 +59,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     resumed, state, frozen, meta = start_or_resume(run, config, checkpoints, train_batches, workdir)
 
     # ---- step ---------------------------------------------------------------------------------------------------
-    compiled_update = jit_update(run.recipe, run.state)
+    program = jit_update(run.recipe, run.state)
     compiled_validate = jax.jit(functools.partial(validate, run.recipe), static_argnums=2)
 
     def to_device(name: str, arrays: Mapping[str, Any]) -> Batch:
@@ -65,14 +74,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with (
         Stop() as stop,
         checkpoints,
-        MetricsWriter(workdir, first) as writer,
+        MetricsWriter(workdir, first, config.wandb) as writer,
         _progress(run, first) as bar,
     ):
 
         def score(step: int) -> None:
             scores = _validate(run, compiled_validate, state, frozen, held_out, to_device, stop)
             if scores is not None:
-                writer.write(step, {f"val/{name}": value for name, value in scores.items()})
+                writer.write(step, _named("val", scores))
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 bar.write(f"step {step}: {shown}")
 
@@ -83,12 +92,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
             score(step)  # the run was stopped while it validated
         if run.steps == 0 and resumed is None:  # the untrained policy, to compare with
             save(0)
-        timer = StepTimer(first)
+        timer = StepTimer(first, run.operations / run.mesh.size)
+        trace = Profile(workdir / "profile", first, run.steps, profile)
         previous: tuple[int, dict[str, jax.Array]] | None = None
         for step in range(first + 1, run.steps + 1):
             with timer.waiting():
                 batches = {name: to_device(name, x) for name, x in next(train_batches).items()}
-            state, metrics = compiled_update(state, frozen, batches, jnp.int32(step))
+            if step == first + 1:
+                with timer.compiling():
+                    program = program.lower(state, frozen, batches, jnp.int32(step)).compile()
+            trace.before(step)
+            state, metrics = program(state, frozen, batches, jnp.int32(step))
+            trace.after(step, metrics)
             stop.defer()
             bar.update()
             # The metrics of the step before, so that the device always has work queued.
@@ -99,12 +114,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
             if due(config.log_every):
                 scalars = jax.device_get(metrics)
                 check_finite(step, scalars, checkpoints)
-                times = timer.lap(step, config.data.batch_size)
-                writer.write(step, {
-                    **{f"train/{name}": value for name, value in scalars.items()},
-                    "train/learning_rate": run.learning_rate(step - 1),
-                    **{f"time/{name}": value for name, value in times.items()},
-                })  # fmt: skip
+                actions = float(scalars.pop("supervised_steps"))
+                times = timer.lap(step, config.data.batch_size, actions)
+                rate = {"learning_rate": run.learning_rate(step - 1)}
+                writer.write(step, _named("train", scalars | rate) | _named("time", times))
                 wait = times["data_wait_ms"] / times["step_ms"]
                 bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{wait:.0%}")
             if due(config.validate_every):
@@ -116,9 +129,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
             if stopping:
                 break
             if due(config.validate_every) or due(config.checkpoint_every):
-                timer = StepTimer(step)
+                timer.restart(step)
     stop.end_if_requested(step, run.steps, workdir)
     _print_next(run, workdir)
+
+
+def _named(group: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}/{name}": value for name, value in scalars.items()}
 
 
 def _print_next(run: Run, workdir: Path) -> None:
@@ -147,16 +164,28 @@ def _validate(
 ) -> dict[str, float] | None:
     """Returns the scores of every embodiment on its held-out windows, or None if the program is to stop."""
     scores: dict[str, float] = {}
+    averaged = state.get("ema", state["trained"])
     for name, batches in held_out.items():
         results = []
         for arrays in batches:
             if stop.requested:
                 return None
             batch = to_device(name, arrays)
-            results.append(jax.device_get(compiled_validate(state["trained"], frozen, name, batch)))
+            results.append(jax.device_get(compiled_validate(averaged, frozen, name, batch)))
         scores |= {run.recipe.scalar(name, key): x for key, x in average(results).items()}
     return scores
 
 
+def program(config: ConfigDict, workdir: Path) -> None:
+    """Trains, or compiles only, as the command line says."""
+    if DRY_RUN.value:
+        dry_run(config, TOPOLOGY.value)
+    else:
+        main(config, workdir, PROFILE.value)
+
+
 if __name__ == "__main__":
-    run_with_config(main, default="configs/policy/metaworld.py:rvq")
+    DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile only.")
+    TOPOLOGY = flags.DEFINE_string("topology", "v5p:8x8x8", "What --dry_run compiles for.")
+    PROFILE = flags.DEFINE_integer("profile", 0, "How many updates to trace.", lower_bound=0)
+    run_with_config(program, default="configs/policy/metaworld.py:rvq")

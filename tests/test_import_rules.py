@@ -25,6 +25,7 @@ FLOORS = (
         "mllm_act.action_tokenizer",
         "mllm_act.report",
         "mllm_act.open_loop",
+        "mllm_act.flops",
     ),
     ("data_pipelines.reading", "data_pipelines.writing", "mllm_act.adapters"),
     ("data_pipelines", "mllm_act.policy", "mllm_act.replay", "mllm_act.import_hf"),

@@ -66,8 +66,15 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.steps = placeholder(int)  # updates; overrides epochs
     config.optimizer = ConfigDict({
         "learning_rate": 3e-4, "warmup": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "max_grad_norm": 1.0,
+        "schedule": "cosine",  # or linear, constant, warmup_stable_decay
+        "decay": 0.2,  # the last part of the steps, in which warmup_stable_decay goes to zero
     })  # fmt: skip
+    config.accumulate = 1  # parts that a batch is cut into, one after another, to need less memory
+    config.ema = 0.0  # decay of an average of the trained weights, which then acts and is exported; 0.0: none
 
+    config.wandb = (
+        ""  # a project of Weights & Biases that metrics also go to; needs the package wandb
+    )
     config.log_every = 20
     config.validate_every = 500
     config.validation_windows = 256  # the paper validates on 1,024

@@ -51,6 +51,16 @@ def network_config(flags: Any) -> NetworkConfig:
     return NetworkConfig(flags.preset, model(flags), trained, {NAME: embodiment})
 
 
+def with_layers(config: NetworkConfig, layers: int) -> NetworkConfig:
+    """Returns a network with so many layers of the vision encoder and of the language model."""
+    model = config.model
+    vision = dataclasses.replace(model.vision, layers=layers)
+    language = dataclasses.replace(model.language, layers=layers)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(model, vision=vision, language=language)
+    )
+
+
 def initialize(
     config: NetworkConfig, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -7,7 +7,7 @@
     python -m mllm_act.bench train --weight_dtype=float8 ...          # frozen matrices held and multiplied in 8 bits
     python -m mllm_act.bench train --mesh=1,2,1 --batch_size=64 ...   # devices along data, fsdp and tensor
 
-The last line is JSON. mllm_act/bench/flops.py counts the operations, also those of steps that do not exist. A step is
+The last line is JSON. mllm_act/flops.py counts the operations, also those of steps that do not exist. A step is
 timed on the host over ``--steps`` updates that run back to back on the device. ``--trace`` lists the kernels of the
 first device by time. ``collective_ms`` is the time of that device's collectives, ``exposed_ms`` the part of it in which
 nothing else ran.
@@ -21,7 +21,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from mllm_act.bench import flops, synthetic, trace
+from mllm_act import flops
+from mllm_act.bench import synthetic, trace
 from mllm_act.config import load_config
 from mllm_act.placement import AXES
 from mllm_act.ranges import check_flags
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--remat", default="", help="none, projections or full; default: preset's")
     parser.add_argument("--lora_targets", default="q|k|v")
     parser.add_argument("--scan", action="store_true", help="layers stacked, not unrolled")
+    parser.add_argument("--layers", type=int, help="only so many of each encoder: compiles faster")
     parser.add_argument("--mesh", default="1,1,1", help="devices along data, fsdp and tensor")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trace", action="store_true", help="list the kernels by time")
@@ -63,6 +65,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def measure(flags: argparse.Namespace) -> dict[str, object]:
     """Runs the updates and returns the report."""
     network_config = synthetic.network_config(flags)
+    if flags.layers is not None:
+        network_config = synthetic.with_layers(network_config, flags.layers)
     config = network_config.model
     sizes = dict(zip(AXES, map(int, flags.mesh.split(",")), strict=True))
     mesh = sharding.make_mesh(sizes)
@@ -123,9 +127,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         collective, exposed = trace.collectives(events)
     if flags.trace:
         print(trace.table(trace.kernels(events), runs=3))
-    operations = flops.train(
-        config, flags.batch_size, flags.context, flags.prompt_tokens, flags.tokens
-    )
+    operations = flops.train(config, network_config.trained, flags.batch_size, 1, *shape, codes=512)
     return {
         "benchmark": "train",
         **vars(flags),

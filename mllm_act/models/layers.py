@@ -321,11 +321,13 @@ def scan(
     count = len(tuples[0].get_value())
     body = run if remat == "none" else jax.checkpoint(run, policy=policy)
     pieces = _map_variables(functools.partial(_pieces, layers=count), state)
-    outputs = []
+    outputs: list[Any] = []
+    before = carry  # of the layer before
     for i in range(count):
         ith = operator.itemgetter(i)
         layer = jax.tree.map(ith, per_layer, is_leaf=lambda node: isinstance(node, list))
-        carry, output = body(_map_variables(ith, pieces), carry, layer)
+        weights = placement.one_layer_ahead(_map_variables(ith, pieces), before)
+        before, (carry, output) = carry, body(weights, carry, layer)
         outputs.append(output)
     return carry, outputs
 

@@ -66,9 +66,11 @@ def load_network(path: Path, device: jax.Device) -> SavedNetwork:
     with parsing(meta, where):
         check_format(meta, where)
         config = NetworkConfig.from_dict(meta["network"])
+    # Where training kept an average of the weights, the average acts.
+    item = "ema" if meta.get("config", {}).get("ema") else "trained"
 
     def check() -> None:
-        check_digests(workdir, step, ["trained"])
+        check_digests(workdir, step, [item])
         check_frozen(workdir, meta["frozen"])
 
     def shapes() -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -80,7 +82,7 @@ def load_network(path: Path, device: jax.Device) -> SavedNetwork:
             return [_on(parameters.flatten(part), sharding) for part in parts]
 
     trained, frozen = while_checking(check, shapes)
-    arrays = read_arrays(workdir / "checkpoints" / str(step) / "trained", trained)
+    arrays = read_arrays(workdir / "checkpoints" / str(step) / item, trained)
     arrays |= read_frozen(workdir, frozen)
     return SavedNetwork(workdir, step, meta, config, arrays)
 

@@ -44,7 +44,7 @@ class Collective:
     @property
     def bytes(self) -> int:
         """Of the array, on one device."""
-        return math.prod(self.shape) * _width(self.dtype)
+        return array_bytes(self.dtype, ",".join(map(str, self.shape)))
 
     @property
     def sent(self) -> float:
@@ -64,9 +64,9 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
       text: ``jax.stages.Compiled.as_text()``.
       mesh: the one that it was compiled for, whose devices are in XLA's order.
     """
-    times = _times(text)
+    times = run_counts(text)
     found, seen = [], set()
-    for computation, line in _lines(text):
+    for computation, line in lines(text):
         head = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
         if head is None or times[computation] == 0:
             continue
@@ -91,13 +91,13 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     return found
 
 
-def _width(dtype: str) -> int:
-    if dtype == "pred" or dtype.startswith("f8"):
-        return 1
-    return max(1, int(re.sub(r"\D", "", dtype)) // 8)
+def array_bytes(dtype: str, shape: str) -> int:
+    """Returns the bytes of an array in XLA's notation, such as ``bf16`` and ``32,80,4096``."""
+    bits = 8 if dtype == "pred" or dtype.startswith("f8") else int(re.sub(r"\D", "", dtype))
+    return math.prod(_numbers(shape)) * max(1, bits // 8)
 
 
-def _lines(text: str) -> Iterator[tuple[str, str]]:
+def lines(text: str) -> Iterator[tuple[str, str]]:
     """Yields the lines of a program, each with the name of its computation."""
     computation = ""
     for line in text.splitlines():
@@ -108,15 +108,25 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield computation, line
 
 
-def _times(text: str) -> Mapping[str, int]:
-    """Returns how often each computation runs. XLA writes a computation before those that call it."""
+def run_counts(text: str) -> Mapping[str, int]:
+    """Returns how often each computation runs. XLA writes a computation before those that call it.
+
+    A loop's length is what XLA says of it, else the constant that its condition compares the counter with.
+    """
     calls: dict[str, list[tuple[str, int]]] = {}
-    for computation, line in _lines(text):
+    limits: dict[str, list[int]] = {}
+    for computation, line in lines(text):
         calls.setdefault(computation, [])
-        length = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+        if constant := re.search(r"= s32\[\]\S* constant\((\d+)\)", line):
+            limits.setdefault(computation, []).append(int(constant[1]))
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+        condition = re.search(r"condition=(%[\w.\-]+)", line)
         for names in CALLED.findall(line):
             for name in names.split(", "):
-                count = int(length[1]) if length and f"body={name}" in line else 1
+                count = 1
+                if f"body={name}" in line and condition:
+                    limit = limits.get(condition[1], [])
+                    count = int(known[1]) if known else limit[0] if len(limit) == 1 else 1
                 calls[computation].append((name, count))
     entry = re.search(r"^ENTRY (%[\w.\-]+) ", text, re.MULTILINE)
     assert entry, "a program has an entry"
@@ -129,7 +139,7 @@ def _times(text: str) -> Mapping[str, int]:
 
 
 def _outputs(types: str, kind: str, asynchronous: bool) -> list[tuple[str, tuple[int, ...]]]:
-    arrays = [(d, tuple(int(n) for n in s.split(",") if n)) for d, s in ARRAY.findall(types)]
+    arrays = [(dtype, tuple(_numbers(shape))) for dtype, shape in ARRAY.findall(types)]
     if not asynchronous or kind == "all-reduce":
         return arrays
     # The start of an asynchronous one puts out its operands, its results, and sometimes its state.
@@ -144,7 +154,7 @@ def _axes(groups: list[list[int]], mesh: Mesh) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
+    return [int(n) for n in text.split(",") if n]
 
 
 def _iota(shape: str, permutation: str | None) -> np.ndarray:

@@ -5,6 +5,7 @@ uninterrupted run.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -13,11 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from mllm_act.errors import UserError
 from mllm_act.files import whole_file
+from mllm_act.training import chips
 
 FLUSH = 60.0  # seconds between two writes of TensorBoard's file
 
@@ -25,8 +29,15 @@ FLUSH = 60.0  # seconds between two writes of TensorBoard's file
 class MetricsWriter:
     """Writes scalars of a run. Use as a context manager."""
 
-    def __init__(self, workdir: Path, first_step: int = 0) -> None:
-        """Opens ``workdir/metrics.jsonl`` for steps after ``first_step`` and ``workdir/tensorboard``."""
+    def __init__(self, workdir: Path, first_step: int = 0, wandb_project: str = "") -> None:
+        """Opens ``workdir/metrics.jsonl`` for steps after ``first_step`` and ``workdir/tensorboard``.
+
+        With a project, scalars also go to Weights & Biases, to a run that a resumed one continues.
+
+        Raises:
+          UserError: if there is a project, and wandb is not installed.
+        """
+        self._wandb = _wandb_run(workdir, wandb_project) if wandb_project else None
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = _lines_up_to(self.path, first_step)
@@ -51,11 +62,15 @@ class MetricsWriter:
         json_safe = {k: v if math.isfinite(v) else str(v) for k, v in plain.items()}
         self._file.write(json.dumps({"step": step, **json_safe}) + "\n")
         self._board.write(step, plain)
+        if self._wandb is not None:
+            self._wandb.log(plain, step=step)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Flushes and closes all."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -100,12 +115,42 @@ class Board:
         self._events.write_event(event)
 
 
+def _wandb_run(workdir: Path, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            f"config.wandb={project}: expected the package wandb, found none; pip install 'mllm-act[wandb]', or leave "
+            "config.wandb empty"
+        ) from error
+    name = str(workdir.resolve())
+    identity = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project, name=workdir.name, id=identity, resume="allow", dir=str(workdir)
+    )
+
+
 class StepTimer:
     """Wall time per step, and how much of it was spent waiting for data."""
 
-    def __init__(self, step: int) -> None:
-        """Starts after ``step``."""
+    def __init__(self, step: int, operations: float = 0.0) -> None:
+        """Starts after ``step``; ``operations`` are those of a step on one device, by formula (``mllm_act.flops``)."""
+        self.restart(step)
+        self._compiled = 0.0
+        self._operations = operations
+        self._chip = chips.named(jax.local_devices()[0].device_kind)
+
+    def restart(self, step: int) -> None:
+        """Starts again after ``step``."""
         self._step, self._waited, self._start = step, 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Times the block, and leaves it out of the steps."""
+        before = time.perf_counter()
+        yield
+        self._compiled += time.perf_counter() - before
+        self._start += time.perf_counter() - before
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -114,16 +159,40 @@ class StepTimer:
         yield
         self._waited += time.perf_counter() - before
 
-    def lap(self, step: int, batch_size: int) -> dict[str, float]:
-        """Returns the means over the steps since the last lap, up to ``step``, and starts the next."""
+    def lap(self, step: int, batch_size: int, actions: float = 0.0) -> dict[str, float]:
+        """Returns the means over the steps since the last lap, up to ``step``, and starts the next.
+
+        Args:
+          step: the last one.
+          batch_size: windows of a step.
+          actions: how many a step supervises, one per step of a window that exists, whatever the chunk.
+
+        Returns:
+          ``step_ms``, ``data_wait_ms``, ``samples_per_second``, ``actions_per_second``; ``tflops``, the model's
+          operations a second on one device; on known chips ``utilisation``, which is ``tflops`` over the chip's peak
+          in bfloat16; ``compile_seconds`` of the update; and ``peak_gib``, the most memory in use so far on a device,
+          where it says so.
+        """
         now, steps = time.perf_counter(), step - self._step
         seconds, waited = (now - self._start) / steps, self._waited / steps
-        self._step, self._waited, self._start = step, 0.0, now
-        return {
+        self.restart(step)
+        scalars = {
             "step_ms": 1e3 * seconds,
             "data_wait_ms": 1e3 * waited,
             "samples_per_second": batch_size / seconds,
+            "actions_per_second": actions / seconds,
+            "tflops": self._operations / seconds / 1e12,
+            "compile_seconds": self._compiled,
         }
+        if self._chip is not None:
+            scalars["utilisation"] = self._operations / seconds / self._chip.flops
+        peaks = [
+            (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+            for device in jax.local_devices()
+        ]
+        if any(peaks):
+            scalars["peak_gib"] = max(peaks) / 2**30
+        return scalars
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

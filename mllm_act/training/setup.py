@@ -1,18 +1,19 @@
 """From a config to a run that is ready for its first update: embodiments, network, optimizer, parameters."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections.config_dict import ConfigDict
 
 from data_pipelines.reading.mixture import MixedBatches, fractions
-from mllm_act import normalization, parameters
+from mllm_act import flops, normalization, parameters
 from mllm_act.adapters import adapter_class, adapter_settings
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, parsing, provenance
 from mllm_act.checkpoints.frozen import load_frozen, save_frozen
@@ -45,6 +46,7 @@ MAY_DIFFER = (
     "config.validation_windows",
     "config.checkpoint_every",
     "config.mesh",
+    "config.wandb",
     "config.remat",
     "network.model.remat",
 )
@@ -62,7 +64,7 @@ class Run:
       embodiments: by name.
       network_config: what the network is made of.
       recipe: what the compiled functions need besides arrays.
-      state: the trained parameters and the optimizer's state, abstract with shardings.
+      state: the trained parameters, the optimizer's state and perhaps an average, abstract with shardings.
       frozen: the other parameters, likewise.
       learning_rate: by step.
       steps: how many updates the run makes.
@@ -84,6 +86,17 @@ class Run:
         """Of each embodiment, of single actions."""
         return {name: robot.source.statistics for name, robot in self.embodiments.items()}
 
+    @property
+    def operations(self) -> float:
+        """Of one update by formula, over all devices; see ``mllm_act.flops``."""
+        return sum(
+            flops.train(
+                self.network_config.model, self.network_config.trained, robot.share, len(robot.config.cameras),
+                robot.config.context, robot.prompt.length, robot.adapter.tokens_per_action, robot.adapter.codes,
+            )
+            for robot in self.embodiments.values()
+        )  # fmt: skip
+
     def meta(self, config: ConfigDict) -> dict[str, Any]:
         """Returns the JSON document of the run's checkpoints, except for what changes from step to step."""
         return canonical({
@@ -104,8 +117,12 @@ class Run:
         })  # fmt: skip
 
 
-def set_up(config: ConfigDict) -> Run:
+def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
     """Opens and checks everything that the config names. Nothing is compiled and no parameter is made.
+
+    Args:
+      config: of the run.
+      devices: those of a machine that is not there, for ``training.dry_run``; JAX's by default.
 
     Raises:
       UserError: if something does not fit; it names the key.
@@ -114,12 +131,12 @@ def set_up(config: ConfigDict) -> Run:
     _check_adapters(config)
     preset = presets.get(config.preset)
     model = override_model(preset.model, config)
-    mesh = sharding.make_mesh(config.mesh.to_dict())
+    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.batch_size % shards:
+    if config.data.batch_size % (shards * config.accumulate):
         raise UserError(
-            f"config.data.batch_size: expected a multiple of mesh data x fsdp = {shards}, found "
-            f"{config.data.batch_size}"
+            f"config.data.batch_size: expected a multiple of mesh data x fsdp x config.accumulate = "
+            f"{shards * config.accumulate}, found {config.data.batch_size}"
         )
     sources = embodiments.open_sources(config)
     for name, source in sources.items():
@@ -133,7 +150,9 @@ def set_up(config: ConfigDict) -> Run:
         texts = embodiments.texts(sources.values())
         text_tokenizer = train_text_tokenizer(texts, model.language.action_tokens)
     batch_size = config.data.batch_size
-    robots = embodiments.make_embodiments(sources, model, text_tokenizer, batch_size, shards)
+    robots = embodiments.make_embodiments(
+        sources, model, text_tokenizer, batch_size, shards * config.accumulate
+    )
     steps = config.steps
     if steps is None:
         windows = sum(source.windows for source in sources.values())
@@ -155,8 +174,12 @@ def set_up(config: ConfigDict) -> Run:
     check_float32(parameters.flatten(trained))
     tx, learning_rate = optimizer.build(config.optimizer, steps)
     state = {"trained": trained, "optimizer": jax.eval_shape(tx.init, trained)}
+    if config.ema:
+        state["ema"] = trained
     recipe = Recipe(
         graph=graph,
+        accumulate=config.accumulate,
+        ema=config.ema,
         mesh=mesh,
         optimizer=tx,
         key=jax.random.key(config.seed),
@@ -176,7 +199,8 @@ def set_up(config: ConfigDict) -> Run:
         mesh, robots, network_config, recipe, sharding.abstract(state, mesh),
         sharding.abstract(frozen, mesh), learning_rate, steps, pretrained,
     )  # fmt: skip
-    _check_memory(run, shards)
+    if devices is None:
+        _check_memory(run, shards)
     return run
 
 
@@ -225,6 +249,8 @@ def _start(run: Run, seed: int) -> tuple[State, nnx.State]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state["optimizer"])
     start = jax.jit(run.recipe.optimizer.init, out_shardings=shardings)
     state = {"trained": trained, "optimizer": start(trained)}
+    if "ema" in run.state:
+        state["ema"] = jax.tree.map(jnp.copy, trained)  # its own arrays: an update donates them
     return state, parameters.unflatten(arrays, like=run.frozen)
 
 
@@ -269,7 +295,7 @@ def _check_memory(run: Run, shards: int) -> None:
             model,
             run.state["trained"],
             run.frozen,
-            embodiment.rows // shards,
+            embodiment.rows // shards // run.recipe.accumulate,
             len(embodiment.config.cameras),
             embodiment.config.context,
             embodiment.prompt.length,

@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mllm_act import parameters, placement
@@ -17,17 +18,21 @@ from mllm_act.models import layers
 from mllm_act.placement import AXES
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh over all devices of all processes.
+
+    On TPUs an axis follows the links between the chips; slices lie along ``data``.
 
     Args:
       sizes: devices along each axis of ``AXES``; one of them may be -1 for the remaining devices.
+      devices: other devices than JAX's.
 
     Raises:
       UserError: if the sizes do not multiply to the number of devices.
     """
     shape = [sizes[axis] for axis in AXES]
-    count = len(jax.devices())
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     possible = all(size > 0 or size == -1 for size in shape) and shape.count(-1) <= 1
     if possible and -1 in shape:
         shape[shape.index(-1)] = count // -math.prod(shape)
@@ -37,7 +42,21 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
             f"config.mesh: expected sizes whose product is the number of devices, {count}, at most one of them -1 for "
             f"the rest, found {wanted}"
         )
-    return Mesh(np.array(jax.devices()).reshape(shape), AXES)
+    if devices[0].platform != "tpu":
+        return Mesh(np.array(devices).reshape(shape), AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"config.mesh.data: expected a multiple of the number of slices, {slices}, found {shape[0]}"
+        )
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        inner = [shape[0] // slices, *shape[1:]]
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            inner, [slices, 1, 1], devices, allow_split_physical_axes=True
+        )
+    return Mesh(arranged, AXES)
 
 
 def of_parameters(tree: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -18,7 +18,9 @@ from mllm_act.batch import Batch
 from mllm_act.policy.network import PolicyNetwork
 from mllm_act.training.augment import Augmentation
 
-State = dict[str, Any]  # "trained" (nnx.State) and "optimizer" (optax.OptState)
+State = dict[
+    str, Any
+]  # "trained" (nnx.State), "optimizer" (optax.OptState), with an average "ema" (nnx.State)
 AUGMENTATION = (
     2**32 - 2
 )  # the key of augmentation is this part of an update's; see policy.network.NOISE
@@ -37,6 +39,8 @@ class Recipe:
       skip_padding: by embodiment, see ``PolicyNetwork.loss``.
       action_units: by embodiment, the name, unit and scale of each dimension of a continuous action.
       augmentation: how images are changed at random in updates, by keys drawn like those of dropout.
+      accumulate: the number of parts that a batch is cut into, to need less memory.
+      ema: the decay of the moving average of the trained parameters, if the state has one (``ema``).
       mesh: the devices, over which the model then states where its activations live; see ``mllm_act.placement``.
     """
 
@@ -47,6 +51,8 @@ class Recipe:
     skip_padding: Mapping[str, int | None]
     action_units: Mapping[str, Sequence[tuple[str, str, float]]]
     augmentation: Augmentation = Augmentation()
+    accumulate: int = 1
+    ema: float = 0.0
     mesh: Mesh | None = None
 
     def scalar(self, embodiment: str, name: str) -> str:
@@ -73,7 +79,8 @@ def update(
       step: int32[], the number of this update, from 1 on.
 
     Returns:
-      The new state, and metrics: ``loss``, ``grad_norm``, ``weight_norm`` and those of the adapters.
+      The new state, and metrics: ``loss``, ``grad_norm``, ``update_norm``, ``weight_norm``, ``supervised_steps``,
+      those of the adapters.
     """
     with recipe.placed():
         return _update(recipe, state, frozen, batches, step)
@@ -92,28 +99,85 @@ def _update(
 ) -> tuple[State, dict[str, jax.Array]]:
     key = jax.random.fold_in(recipe.key, step)
     batches = {name: _augmented(recipe, batch, key) for name, batch in batches.items()}
-
-    def loss_of(trained: nnx.State, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
-        network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
-        loss, metrics = network.loss(name, batches[name], key, recipe.skip_padding[name])
-        scalars = {"loss": loss, **metrics}
-        return recipe.shares[name] * loss, {recipe.scalar(name, k): x for k, x in scalars.items()}
-
     # One embodiment after another, so that only the activations of one are kept.
     loss, gradients = jnp.zeros(()), None
     metrics: dict[str, jax.Array] = {}
-    for name in batches:
-        (part, scalars), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state["trained"], name
-        )
-        loss, metrics = loss + part, metrics | scalars
+    for name, batch in batches.items():
+        gradient, scalars = _gradient(recipe, state["trained"], frozen, name, batch, key)
+        loss += recipe.shares[name] * scalars["loss"]
+        metrics |= {recipe.scalar(name, k): x for k, x in scalars.items()}
         gradients = gradient if gradients is None else optax.tree.add(gradients, gradient)
     updates, optimizer_state = recipe.optimizer.update(
         gradients, state["optimizer"], state["trained"]
     )
     trained = optax.apply_updates(state["trained"], updates)
-    norms = {"grad_norm": optax.tree.norm(gradients), "weight_norm": optax.tree.norm(trained)}
-    return {"trained": trained, "optimizer": optimizer_state}, {**metrics, "loss": loss, **norms}
+    after = {"trained": trained, "optimizer": optimizer_state}
+    if "ema" in state:
+        # As in TensorFlow's ExponentialMovingAverage, so that the first weights are soon forgotten.
+        decay = jnp.minimum(recipe.ema, (1 + step) / (10 + step))
+        after["ema"] = optax.incremental_update(trained, state["ema"], 1 - decay)
+    norms = {
+        "grad_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+        "weight_norm": optax.tree.norm(trained),
+    }
+    supervised = sum(batch.observation.mask.sum() for batch in batches.values())
+    return after, {**metrics, "loss": loss, **norms, "supervised_steps": supervised}
+
+
+def _gradient(
+    recipe: Recipe,
+    trained: nnx.State,
+    frozen: nnx.State,
+    name: str,
+    batch: Batch,
+    key: PRNGKeyArray,
+) -> tuple[nnx.State, dict[str, jax.Array]]:
+    """Returns the gradient of one embodiment's loss times its share, and its loss and metrics.
+
+    With accumulation a batch is cut into parts that follow each other. A part weighs as much as it has items that the
+    loss is a mean over, so that their sum is what the whole batch gives; only dropout draws other numbers.
+    """
+
+    def loss_of(trained: nnx.State, part: Batch, key: PRNGKeyArray, weight: Any) -> Any:
+        network: PolicyNetwork = nnx.merge(recipe.graph, trained, frozen)
+        loss, metrics = network.loss(name, part, key, recipe.skip_padding[name])
+        return weight * loss, {"loss": loss, **metrics}
+
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if recipe.accumulate == 1:
+        return gradient_of(trained, batch, key, recipe.shares[name])
+
+    adapter = nnx.merge(recipe.graph, trained, frozen).adapters[name]
+
+    def accumulate(part: Batch, i: jax.Array) -> tuple[nnx.State, dict[str, jax.Array], Any]:
+        tokens, mask = adapter.encode(part.action), part.observation.mask
+        weight = recipe.shares[name] * adapter.counts(tokens, mask).get("loss", mask.sum())
+        gradient, means = gradient_of(trained, part, jax.random.fold_in(key, i), weight)
+        scores = weighted(adapter, means, tokens, mask)
+        sums = {k: mean * count for k, (mean, count) in scores.items()}
+        return gradient, sums, {k: jnp.float32(count) for k, (_, count) in scores.items()}
+
+    parts = jax.tree.map(lambda x: _parts(recipe, x), batch)
+    indices = jnp.arange(recipe.accumulate)
+    first = jax.eval_shape(accumulate, jax.tree.map(lambda x: x[0], parts), indices[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+    def body(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return optax.tree.add(sums, accumulate(*part)), None
+
+    (gradient, sums, counts), _ = jax.lax.scan(body, zeros, (parts, indices))
+    items = {k: jnp.maximum(count, 1) for k, count in counts.items()}
+    gradient = jax.tree.map(lambda x: x / items["loss"], gradient)
+    return gradient, {k: sums[k] / items[k] for k in sums}
+
+
+def _parts(recipe: Recipe, x: jax.Array) -> jax.Array:
+    """Cuts axis B into equal parts [parts, B / parts], each with windows of all devices, none of which moves."""
+    shards = 1 if recipe.mesh is None else recipe.mesh.shape["data"] * recipe.mesh.shape["fsdp"]
+    rows = len(x) // recipe.accumulate
+    cut = x.reshape(shards, recipe.accumulate, rows // shards, *x.shape[1:])
+    return cut.swapaxes(0, 1).reshape(recipe.accumulate, rows, *x.shape[1:])
 
 
 def _augmented(recipe: Recipe, batch: Batch, key: PRNGKeyArray) -> Batch:

@@ -9,7 +9,8 @@ import jax
 import pytest
 from flax import nnx
 
-from mllm_act.bench import act, data, flops, synthetic, train
+from mllm_act import flops
+from mllm_act.bench import act, data, synthetic, train
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.models.bridge.bridge import part_config

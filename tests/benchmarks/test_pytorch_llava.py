@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm_act.bench import flops
+from mllm_act import flops
 from mllm_act.models import presets
 
 for package in ("torch", "transformers", "peft"):

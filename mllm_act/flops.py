@@ -5,8 +5,10 @@ pass a matrix [I, O] takes ``2 I O`` per row. The gradient of its input takes as
 a trained matrix. Frozen vision encoders have no backward pass. Recomputation does not count.
 """
 
+from mllm_act import parameters
 from mllm_act.models.bridge.bridge import PARTS, part_config, shapes
 from mllm_act.models.mllm import MLLMConfig
+from mllm_act.models.presets import Rules
 
 
 def vision(config: MLLMConfig) -> float:
@@ -26,8 +28,13 @@ def bridge(config: MLLMConfig) -> float:
     )
 
 
-def language(config: MLLMConfig, rows: int, seen: int, backward: bool = False) -> float:
-    """Operations for ``rows`` inputs of one sequence that attend to ``seen`` positions; with or without backward."""
+def language(
+    config: MLLMConfig, rows: int, seen: int, backward: bool = False, base: bool = False
+) -> float:
+    """Operations for ``rows`` inputs of one sequence that attend to ``seen`` positions; with or without backward.
+
+    ``base`` says whether the matrices themselves are trained, not only LoRA's factors.
+    """
     c = config.language
     head = c.width // c.heads
     shapes = {
@@ -48,21 +55,42 @@ def language(config: MLLMConfig, rows: int, seen: int, backward: bool = False) -
     attention = 4 * rows * seen * c.heads * head
     if not backward:
         return c.layers * (2 * rows * (frozen + trained) + attention)
-    return c.layers * (rows * (4 * frozen + 6 * trained) + 3 * attention)
+    return c.layers * (rows * ((6 if base else 4) * frozen + 6 * trained) + 3 * attention)
 
 
-def train(config: MLLMConfig, batch: int, context: int, prompt_tokens: int, tokens: int) -> float:
-    """Operations of one update where the vision encoder and the language model's base are frozen.
+def train(
+    config: MLLMConfig,
+    rules: Rules,
+    batch: int,
+    cameras: int,
+    context: int,
+    prompt_tokens: int,
+    tokens: int,
+    codes: int,
+) -> float:
+    """Operations of one update, over all devices.
 
-    ``tokens`` is M; all but the last token of an action are fed back.
+    Args:
+      config: of the model.
+      rules: which parameters are trained.
+      batch: windows.
+      cameras: images of a step.
+      context: T, all steps of a window, whether they exist or not.
+      prompt_tokens: N, padding included.
+      tokens: M; all but the last token of an action are fed back.
+      codes: rows of the vocabulary that logits are computed for.
     """
-    rows = prompt_tokens + context * (config.latents_per_image + tokens - 1)
-    head = 6 * context * tokens * 512 * config.language.width
-    images = context * (vision(config) + 3 * bridge(config))
-    decoder = language(config, rows, rows, backward=True)
+    sees, speaks = (
+        parameters.find(rules, f"mllm/{part}/blocks/q/kernel") for part in ("vision", "language")
+    )
+    rows = prompt_tokens + context * (cameras * config.latents_per_image + tokens - 1)
+    head = 6 * context * tokens * codes * config.language.width
+    images = context * cameras * ((3 if sees else 1) * vision(config) + 3 * bridge(config))
+    decoder = language(config, rows, rows, backward=True, base=speaks)
     for name in config.bridge:
         if PARTS[name].reads_instruction:
             depth = part_config(name, config.sizes).instruction_layer
             share = min(depth / config.language.layers, 1)
-            decoder += share * language(config, prompt_tokens, prompt_tokens, backward=True)
+            read = language(config, prompt_tokens, prompt_tokens, backward=True, base=speaks)
+            decoder += share * read
     return batch * (images + decoder + head)
