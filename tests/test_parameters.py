@@ -1,7 +1,6 @@
 """Rules over parameter paths: first match decides, nothing is left without a rule, trees survive flattening."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -81,23 +80,3 @@ def test_matrices_decay_and_nothing_else(name: str) -> None:
         paths = parameters.flatten(parameters.split(network, trained)[1])
         found = {path for path in paths if parameters.find(optimizer.DECAYED, path)}
         assert found == adapters | {f"mllm/{path}" for path in expected}
-
-
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    from ml_collections.config_dict import ConfigDict
-
-    config = ConfigDict(
-        {
-            "learning_rate": 3e-4,
-            "warmup": 0.1,
-            "b1": 0.9,
-            "b2": 0.999,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-        }
-    )
-    _, schedule = optimizer.build(config, 100)
-    rates = [float(schedule(step)) for step in range(101)]
-    assert rates[0] == 0 and np.isclose(max(rates), 3e-4) and np.argmax(rates) == 10
-    assert rates[100] < 1e-9
-    assert jnp.isfinite(jnp.array(rates)).all()

@@ -58,7 +58,7 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.steps = placeholder(int)  # updates; where given, it overrides epochs
     config.optimizer = ConfigDict({
         "learning_rate": 3e-4, "warmup": 0.05, "b1": 0.9, "b2": 0.999, "weight_decay": 1e-4,
-        "max_grad_norm": 1.0,
+        "max_grad_norm": 1.0, "schedule": "cosine", "decay": 0.2,  # see configs/policy/common.py
     })  # fmt: skip
     config.log_every = 20  # also how many updates one dispatch makes
     config.checkpoint_every = 500  # a multiple of log_every

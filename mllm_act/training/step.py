@@ -127,12 +127,12 @@ def _update(
 
 def _gradient(
     recipe: Recipe,
-    trained: nnx.State,
-    frozen: nnx.State,
+    trained: Any,
+    frozen: Any,
     name: str,
     batch: Batch,
     key: PRNGKeyArray,
-) -> tuple[nnx.State, dict[str, jax.Array]]:
+) -> tuple[Any, dict[str, jax.Array]]:
     """Returns the gradient of one embodiment's loss times its share, and its loss and metrics.
 
     With accumulation a batch is cut into parts that follow each other. A part weighs as much as it has items that the
