@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of noise and layouts (default: 0)"
     )
-    generate(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    errors.expect_values(options)
+    generate(**options)
 
 
 if __name__ == "__main__":

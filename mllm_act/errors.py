@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -125,6 +125,15 @@ def expect_new(out: Path) -> None:
         raise UserError(
             f"--out={out}: expected a folder that does not exist yet, found one; remove it or name another"
         )
+
+
+def expect_values(options: Mapping[str, object]) -> None:
+    """Raises UserError for an option that is given as empty, as by ``--split=$SPLIT`` without that variable."""
+    for name, value in options.items():
+        if value == "":
+            raise UserError(
+                f"--{name}: expected a value, found an empty one; leave the option out for its default"
+            )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

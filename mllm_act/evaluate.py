@@ -44,7 +44,7 @@ from mllm_act.envs.play import Episode
 from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
-from mllm_act.errors import UserError, run
+from mllm_act.errors import UserError, expect_values, run
 from mllm_act.evaluate_remote import RemotePolicy
 from mllm_act.files import LOCK, locked, user_path, write_csv, write_json
 from mllm_act.policy import Policy
@@ -290,6 +290,7 @@ def check_options(args: argparse.Namespace) -> None:
 def main() -> None:
     """Runs the program."""
     args = arguments().parse_args()
+    expect_values(vars(args))
     check_options(args)
     if args.data is None:
         simulate(args)

@@ -154,10 +154,10 @@ def user_path(text: str, flag: str = "") -> Path:
       UserError: if it is empty, a URL, or there is no such user; it names the flag where it is given.
     """
     if not text or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        found = text or "an empty one"
+        where = f"{flag}={text}: " if flag else ""
         raise UserError(
-            f"{flag}{'=' if flag else ''}{text}: expected a path of this machine's file system, found {found}; name a "
-            "folder or file, and mount a bucket first"
+            f"{where}expected a path of this machine's file system, found {text or 'an empty one'}; name a folder or "
+            "file, and mount a bucket first"
         )
     try:
         return Path(text).expanduser()

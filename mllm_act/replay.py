@@ -29,7 +29,7 @@ from mllm_act.envs.play import Episode
 from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
-from mllm_act.errors import UserError, run
+from mllm_act.errors import UserError, expect_values, run
 from mllm_act.files import user_path, write_csv
 from mllm_act.normalization import Statistics
 
@@ -158,6 +158,7 @@ def main() -> None:
     )
     add("--out", type=user_path, help="output folder (default: CHECKPOINT/report)")
     args = parser.parse_args()
+    expect_values(vars(args))
     check_timeout(args.timeout)
     tokenizer = load_tokenizer(args.checkpoint)
     tasks = args.tasks.split(",") if args.tasks else tokenizer.statistics.tasks

@@ -24,7 +24,7 @@ import imageio.v3 as iio
 import matplotlib
 
 from mllm_act.envs.results import table
-from mllm_act.errors import UserError, run
+from mllm_act.errors import UserError, expect_values, run
 from mllm_act.files import user_path, whole_file, write_csv
 from mllm_act.reporting import page
 
@@ -226,6 +226,7 @@ def main() -> None:
         help="a run's folder (default of its name: the folder's)",
     )
     args = parser.parse_args()
+    expect_values(vars(args))
     workdirs = {}
     for text in args.runs:
         name, _, folder = text.rpartition("=")

@@ -125,6 +125,7 @@ def test_the_trainers_validation_figures_agree(
         ("--env=metaworld", "--env, --data: expected a simulator or recorded episodes, found both"),
         ("--tasks=all", "--tasks: expected it only with a simulator"),
         ("--episodes=0", "--episodes: expected at least 1, found 0"),
+        ("--split=", "--split: expected a value, found an empty one; leave the option out"),
         ("--split=test", "expected a split of the dataset, found 'test'"),
         ("--embodiment=other", "embodiment: expected one of tiny"),
     ):

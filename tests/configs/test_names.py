@@ -28,6 +28,8 @@ def test_home_in_paths_of_programs_without_config(monkeypatch: pytest.MonkeyPatc
 def test_what_is_no_path_is_refused_and_makes_no_folder(text: str) -> None:
     with pytest.raises(UserError, match=f"^--out={text}: expected a path of this machine's file"):
         user_path(text, "--out")
+    with pytest.raises(UserError, match="^expected a path of this machine's file"):
+        user_path(text)
 
 
 @pytest.mark.parametrize("program", ["export_hf", "replay"])
