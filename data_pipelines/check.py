@@ -11,6 +11,7 @@ frames that repeat; and it writes ``frames.png`` (the first, middle and last fra
 import argparse
 import itertools
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def describe(dataset: Dataset, context: int, tokenizer: Path | None) -> Iterator
     if not texts:
         yield "instructions: none; every prompt is the same"
     else:
-        longest = max(texts, key=len)
+        longest = max(texts, key=lambda text: len(text.encode()))
         size = f"{len(longest.encode())} bytes"
         if tokenizer is not None:
             if not tokenizer.is_file():
@@ -158,10 +159,11 @@ def _frames(dataset: Dataset, path: Path) -> dict[str, float]:
         images = episode["images"][camera]
         for step, axis in zip((0, len(images) // 2, len(images) - 1), row, strict=True):
             axis.imshow(decode_image(images[step], dataset.image_shapes[camera]).numpy())
-            axis.set_title(f"{camera}, step {step}", fontsize=8)
+            axis.set_title(f"\n{camera}, step {step}", fontsize=8, loc="left")
             axis.set_axis_off()
-        sentence = episode["instruction"][0].decode()[:80]
-        text = row[0].text(0, -0.08, sentence, transform=row[0].transAxes, fontsize=8)
+        sentence = episode["instruction"][0].decode()[:80].replace("\n", " ")
+        title = f"{sentence}\n{camera}, step 0"
+        text = row[0].set_title(title, fontsize=8, loc="left", parse_math=False)
         text.set_in_layout(False)  # it may be wider than the image
     _save(figure, path)
     _draw_actions(dataset.metadata, episodes, path.with_name("actions.png"))
@@ -185,7 +187,9 @@ def _draw_actions(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, warnings.catch_warnings():
+        # The font lacks Chinese, for example; boxes stand in the picture, and nothing else depends on it.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(partial, dpi=110)
 
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def plot(episode: Acted, columns: Columns, choices: Sequence[str], path: Path) -
     for axis in axes[-1]:
         axis.set_xlabel("step")
     axes.flat[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    figure.suptitle(f"Episode {episode.number}: {episode.instruction[:80]}", x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
+    title = f"Episode {episode.number}: {episode.instruction[:80]}"
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # boxes, where the font lacks a script
+        figure.savefig(path, dpi=110)
     plt.close(figure)
