@@ -6,7 +6,7 @@ can rename a folder or discover packages, but not both.
 
 from setuptools import find_namespace_packages, setup
 
-packages = find_namespace_packages(include=["mllm_act*", "data_pipelines*"])
+packages = find_namespace_packages(include=["mllm_act*", "data_pipelines*", "launch*"])
 configs = [
     "mllm_act.configs",
     *(f"mllm_act.configs.{name}" for name in find_namespace_packages("configs")),

@@ -4,6 +4,7 @@
     python benchmarks/reliability.py cost
     python benchmarks/reliability.py flat --data=/tmp/kills/data --updates=2000
     python benchmarks/reliability.py kills --out=/tmp/kills --programs=generate,train_tokenizer,train --kills=30
+    python benchmarks/reliability.py hosts --data=/tmp/kills/data --out=/tmp/hosts --kills=30
 
 ``bitflips`` flips one bit at a time in a copy of a run: a random bit of a random file of its checkpoints or of
 ``frozen``. Every flip must be refused in one line, or leave the loaded arrays and JSON document as they were.
@@ -15,6 +16,9 @@ runs end with must be the same to the bit. On 2 cores: about 25 s a kill.
 ``flat`` trains a tiny policy for 2,000 updates, with a save every 100, and prints every 200 what the process holds:
 resident memory, open files and threads.
 
+``hosts`` trains a small policy in four processes, undisturbed and then again, while it kills one of the four with
+SIGKILL at random moments; ``launch.local --restarts`` starts them again. Both must end with the same bits.
+
 ``cost`` saves and loads 1 GB of random float32 with and without digests, in turns, and verifies it alone.
 
 The exit status is 1 if a flip went unnoticed, a killed run ended otherwise, or more was held at the end of ``flat``.
@@ -23,6 +27,7 @@ The exit status is 1 if a flip went unnoticed, a killed run ended otherwise, or 
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -212,6 +217,63 @@ def count_kills(out: Path, programs: list[str], kills: int, seed: int) -> Counte
     return ends
 
 
+def train_in_processes(
+    data: Path, folder: Path, processes: int, kills: int, rng: random.Random, seconds: float
+) -> list[int]:
+    """Trains a policy in several processes, and kills one of them so many times; returns which it were."""
+    sizes = "steps=100 log_every=5 checkpoint_every=4 validate_every=50 data.batch_size=4 adapter.bins=16"
+    settings = [f"--config.{x}" for x in [*sizes.split(), f"data.directory={data}"]]
+    train = [
+        sys.executable,
+        "-m",
+        "mllm_act.train",
+        "--config=configs/policy/metaworld.py:uniform",
+        *settings,
+    ]
+    launching = [
+        sys.executable,
+        "-m",
+        "launch.local",
+        f"--processes={processes}",
+        f"--restarts={2 * kills}",
+        "--",
+    ]
+    killed: list[int] = []
+    with folder.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(
+            [*launching, *train, f"--workdir={folder}"], stdout=log, stderr=log
+        )
+        while process.poll() is None and len(killed) < kills:
+            time.sleep(rng.uniform(0.3, 1.3) * seconds)
+            listed = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            )
+            children = [int(child) for child in listed.stdout.split()]
+            if len(children) == processes:
+                killed.append(rng.randrange(processes))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(children[killed[-1]], signal.SIGKILL)
+        if process.wait():
+            raise UserError(f"{folder}.log: expected a program that goes on, found an error in it")
+    return killed
+
+
+def count_host_kills(data: Path, out: Path, processes: int, kills: int, seed: int) -> Counter[str]:
+    """Compares runs in which one of several processes is killed with an undisturbed one; returns how they ended."""
+    ends, rng, began = Counter[str](), random.Random(seed), time.monotonic()
+    train_in_processes(data, out / "whole", processes, 0, rng, 0)
+    seconds, number = time.monotonic() - began, 0
+    while ends["kills"] < kills:
+        number += 1
+        folder = out / f"killed_{number}"
+        killed = train_in_processes(data, folder, processes, kills - ends["kills"], rng, seconds)
+        end = "equal" if content("train", folder) == content("train", out / "whole") else DIFFERENT
+        print(f"{folder}: {end} after kills of the processes {killed}", flush=True)
+        ends["kills"] += len(killed)
+        ends[f"{end} runs"] += 1
+    return ends
+
+
 def measure_cost(repeats: int) -> Iterator[str]:
     """Yields a line for each way to save and load 1 GB: medians of wall and processor time in seconds."""
     rng = np.random.default_rng(0)
@@ -302,12 +364,17 @@ def main() -> None:
     killing.add_argument("--out", type=user_path, required=True, help="a new folder")
     killing.add_argument("--programs", default="generate,train_tokenizer,train")
     killing.add_argument("--kills", type=int, default=30, help="of each program")
+    hosts = commands.add_parser("hosts")
+    hosts.add_argument("--data", type=user_path, required=True, help="a small dataset")
+    hosts.add_argument("--out", type=user_path, required=True, help="a new folder")
+    hosts.add_argument("--processes", type=int, default=4)
+    hosts.add_argument("--kills", type=int, default=30)
     cost = commands.add_parser("cost")
     cost.add_argument("--repeats", type=int, default=5)
     flat = commands.add_parser("flat")
     flat.add_argument("--data", type=user_path, required=True, help="a Meta-World dataset")
     flat.add_argument("--updates", type=int, default=2000)
-    for command in (bitflips, killing):
+    for command in (bitflips, killing, hosts):
         command.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "cost":
@@ -322,6 +389,12 @@ def main() -> None:
             copy = Path(folder, "run")
             shutil.copytree(args.run, copy)
             ends = flip_bits(copy, args.flips, args.seed)
+    elif args.command == "hosts":
+        expect_new(args.out)
+        args.out.mkdir(parents=True)
+        ends = count_host_kills(
+            args.data.resolve(), args.out.resolve(), args.processes, args.kills, args.seed
+        )
     else:
         expect_new(args.out)
         args.out.mkdir(parents=True)

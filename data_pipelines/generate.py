@@ -23,7 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipelines import resumable
-from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.reading.episodes import read_episodes
+from data_pipelines.reading.rlds import Dataset, open_dataset
 from data_pipelines.resumable import EPISODES
 from data_pipelines.writing import recording
 from mllm_act import envs, errors
@@ -58,6 +59,7 @@ def generate(
     workers: int,
     seed: int,
     timeout: float = TIMEOUT,
+    beam_options: str | None = None,
 ) -> dict[str, Any]:
     """Writes the dataset to ``out``, unless it is complete already.
 
@@ -86,7 +88,46 @@ def generate(
             shutil.rmtree(out / EPISODES, ignore_errors=True)
             print(f"{out} is complete: nothing to do")
             return record
+        if beam_options is not None:
+            return _on_beam(record, jobs, timeout, out, beam_options)
         return _complete(record, jobs, workers, timeout, out)
+
+
+def _on_beam(
+    record: dict[str, Any], jobs: Sequence[Recording], timeout: float, out: Path, options: str
+) -> dict[str, Any]:
+    """Records and writes the dataset on Apache Beam."""
+    try:
+        from data_pipelines.writing import on_beam
+    except ImportError as error:
+        raise UserError(
+            f"--beam_options: expected the package apache-beam, found none ({error}); pip install 'mllm-act[beam]'"
+        ) from None
+    arguments = record["arguments"]
+    splits: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
+    for job in jobs:
+        split = "val" if is_val(job.episode, arguments["episodes"]) else "train"
+        splits[split].append((job.task, job.episode))
+    (out / EPISODES).mkdir(exist_ok=True)
+    env, seed = arguments["env"], arguments["seed"]
+    dataset = on_beam.write(env, splits, seed, timeout, resumable.staging(out), options)
+    record["sha256"] = resumable.publish(dataset, out)
+    record["results"] = _results_of(open_dataset(out))
+    resumable.finish(out, record)
+    print(f"{record['results']['episodes']} of {len(jobs)} episodes succeeded and are in {out}")
+    return record
+
+
+def _results_of(dataset: Dataset) -> dict[str, Any]:
+    """Returns the numbers of episodes and frames of each task in a dataset, and in total."""
+    tasks: dict[str, dict[str, int]] = {}
+    for split in dataset.splits.values():
+        for _, episode in read_episodes(dataset, split, images=False):
+            row = tasks.setdefault(episode["task"].decode(), {"episodes": 0, "frames": 0})
+            row["episodes"] += 1
+            row["frames"] += len(episode["action"])
+    total = {key: sum(row[key] for row in tasks.values()) for key in ("episodes", "frames")}
+    return {"tasks": dict(sorted(tasks.items())), **total}
 
 
 def _complete(
@@ -109,7 +150,7 @@ def _complete(
             raise UserError(
                 f"split {split}: expected at least one successful episode, found none; use more --episodes"
             )
-    record["sha256"] = _write(arguments["env"], splits, out)
+    record["sha256"] = _write(arguments["env"], splits, out, workers, timeout)
     resumable.finish(out, record)
     _report(arguments["env"], out, results, frames, seconds, min(workers, len(jobs)))
     return record
@@ -161,11 +202,15 @@ def _record(env: str, seed: int, jobs: Sequence[Recording], workers: int, timeou
     return frames
 
 
-def _write(env: str, splits: dict[str, list[Path]], out: Path) -> dict[str, str]:
+def _write(
+    env: str, splits: dict[str, list[Path]], out: Path, workers: int, timeout: float
+) -> dict[str, str]:
     """Writes the dataset with TFDS to a temporary folder, then moves its files to ``out``; returns their SHA-256."""
-    from data_pipelines.writing import builder  # imports TensorFlow
+    from data_pipelines import shards  # imports TensorFlow
 
-    return resumable.publish(builder.write(env, splits, resumable.staging(out)), out)
+    return resumable.publish(
+        shards.write(env, splits, resumable.staging(out), workers, timeout), out
+    )
 
 
 def _results(tasks: Sequence[str], summaries: dict[Recording, dict[str, Any]]) -> dict[str, Any]:
@@ -245,6 +290,11 @@ def main() -> None:
         type=float,
         default=TIMEOUT,
         help="seconds that a worker may take for an episode (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--beam_options",
+        help="record and write on Apache Beam, with these options of its pipeline, such as "
+        "--beam_options='--runner=DataflowRunner --project=...'; --workers is not used",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of noise and layouts (default: 0)"

@@ -6,6 +6,7 @@ checkout and wherever the package is installed. Overrides are checked before any
 the program with the nearest key that exists.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -20,6 +21,9 @@ from ml_collections import config_flags
 from ml_collections.config_dict import ConfigDict
 from ml_collections.config_flags import config_path
 
+from mllm_act.distributed.exchange import group
+from mllm_act.distributed.resolve import FLAGS
+from mllm_act.distributed.start import start
 from mllm_act.errors import UserError, nearest, run
 from mllm_act.files import locked, user_path
 
@@ -125,6 +129,7 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
         if HELP.intersection(argv[1:]):
             print(_help(sys.modules["__main__"].__doc__ or "", default, file, config))
             return
+        argv = start(argv)
         check_overrides(argv[1:], config)
         try:
             config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=argv)
@@ -139,7 +144,13 @@ def run_with_config(main: Callable[[ConfigDict, Path], None], default: str) -> N
                 )
             _expand_home(config)
             folder = user_path(workdir.value, "--workdir")
-            with locked(folder, "--workdir"):
+            held = locked(folder, "--workdir") if group.first else contextlib.nullcontext()
+            with held:
+                facts = {
+                    "--workdir": str(folder),
+                    **dict(leaves(config, "config.")),
+                }
+                group.expect_same("config", facts)
                 main(config, folder)
 
         app.run(parsed, argv, flags_parser=lambda argv: _parse_flags(argv, config))
@@ -180,9 +191,16 @@ def _parse_flags(argv: Sequence[str], config: ConfigDict) -> list[str]:
 
 
 def _expand_home(config: ConfigDict) -> None:
-    """Expands a leading ``~`` in values: shells do not do so after ``--config.data.directory=``."""
+    """Expands a leading ``~`` in values: shells do not do so after ``--config.data.directory=``.
+
+    Raises:
+      UserError: there is no such user, or a value is an address where only folders can be read.
+    """
     for key, value in list(leaves(config)):
-        if isinstance(value, str) and value.startswith("~"):
+        address = (
+            isinstance(value, str) and "://" in value and key.endswith(("tokenizer", "pretrained"))
+        )
+        if isinstance(value, str) and (value.startswith("~") or address):
             *parents, name = key.split(".")
             node = functools.reduce(getattr, parents, config)
             node[name] = str(user_path(value, f"--config.{key}"))
@@ -202,6 +220,7 @@ def _help(description: str, default: str, file: str, config: ConfigDict) -> str:
         f"  --config=FILE.py:variant    (default: {default})",
         "                              a config is Python code that is run: do not use a stranger's",
         "  --workdir=DIR               folder for checkpoints, metrics and reports; required",
+        *(f"  --{f'{name}=...':<26}{meaning}" for name, meaning in FLAGS.items()),
         f"keys of {file}, with their values:",
         *lines,
     ])  # fmt: skip

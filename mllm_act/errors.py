@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from absl import logging
 
 TRUE = {"1", "on", "t", "true", "y", "yes"}  # what JAX takes for true in an environment variable
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing to an open file
+LOST = 75  # exit status of processes that cannot go on and may be started again: EX_TEMPFAIL of sysexits.h
 GRACE = 5.0  # seconds that a program has to end itself after a signal
 REPEAT = 1.0  # seconds; a terminal and a parent process may both send the same signal
 
@@ -43,11 +45,13 @@ class Signals:
       received: the first of them that arrived, or None.
       deferred: the program asks for ``received`` by itself, and must not be interrupted otherwise.
       kept: for the message of an interrupted program: what is kept.
+      fail_together: of several processes: tells the others the exit status and the reason, and ends this one.
     """
 
     received: signal.Signals | None = None
     deferred = False
     kept = ""
+    fail_together: Callable[..., None] | None = None
     _limit: threading.Timer | None = None
 
     @contextlib.contextmanager
@@ -105,8 +109,15 @@ class Signals:
     def _end(self, number: int) -> None:
         """Ends the process without further steps of the main thread, which may be in the compiler."""
         sys.stdout.flush()
-        print(f"interrupted{self.kept}", file=sys.stderr, flush=True)
+        message = f"interrupted{self.kept}"
+        print(message, file=sys.stderr, flush=True)
+        self.fail(128 + number, message)
         os._exit(128 + number)
+
+    def fail(self, status: int, message: str) -> None:
+        """Ends the other processes of this program and this one, if there are several."""
+        if self.fail_together is not None:
+            self.fail_together(status, message)
 
 
 signals = Signals()  # of this process
@@ -169,22 +180,38 @@ def run(program: Callable[[], None]) -> None:
             program()
         sys.stdout.flush()
     except (Interrupted, KeyboardInterrupt) as error:
-        print(str(error) or f"interrupted{signals.kept}", file=sys.stderr)
+        message = str(error) or f"interrupted{signals.kept}"
+        print(message, file=sys.stderr)
         status = 128 + (signals.received or signal.SIGINT)
+        if not isinstance(error, Interrupted):  # with it, all processes have agreed to end
+            signals.fail(status, message)
         _after_grace(os._exit, status)  # threads of libraries may not end
         sys.exit(status)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        signals.fail(1, str(error))
         sys.exit(1)
     except OSError as error:
         if _nobody_reads():
             os._exit(128 + signal.SIGPIPE)  # as other programs end in `program | head`
         if error.filename is None and error.errno not in NO_ROOM:
+            _fail_at(error)
             raise
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        message = UserError(f"{where}expected to read or write it, found {error.strerror}")
+        message = str(UserError(f"{where}expected to read or write it, found {error.strerror}"))
         print(f"error: {message}", file=sys.stderr)
+        signals.fail(1, message)
         sys.exit(1)
+    except Exception as error:
+        _fail_at(error)
+        raise
+
+
+def _fail_at(error: Exception) -> None:
+    """Ends the other processes and this one, if there are several, where an error is not the user's."""
+    if signals.fail_together is not None:
+        traceback.print_exc()
+        signals.fail(LOST, f"{type(error).__name__}: {error}")  # most likely another died
 
 
 def _nobody_reads() -> bool:

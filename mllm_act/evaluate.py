@@ -16,7 +16,7 @@ ones: see ``mllm_act.evaluate_data``. Writes ``dimensions.csv``, ``episodes.csv`
 chunks), ``summary.json``, and plots of up to 8 episodes.
 
 The files of an earlier evaluation, which its ``summary.json`` lists, are replaced; a folder that holds others is
-refused.
+refused. Several processes (see ``launch``) share out the episodes; all must see --out.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ from jaxtyping import Array, Key
 
 from mllm_act import envs
 from mllm_act.checkpoints import checkpoint
+from mllm_act.distributed.exchange import group
+from mllm_act.distributed.start import start
 from mllm_act.envs import play
 from mllm_act.envs.base import EnvObservation, Job
 from mllm_act.envs.play import Episode
@@ -289,9 +292,10 @@ def check_options(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs the program."""
-    args = arguments().parse_args()
+    args = arguments().parse_args(start(sys.argv)[1:])
     expect_values(vars(args))
     check_options(args)
+    group.expect_same("evaluation", {f"--{key}": str(x) for key, x in vars(args).items()})
     if args.data is None:
         simulate(args)
     else:
@@ -303,6 +307,10 @@ def replay_recorded(args: argparse.Namespace) -> None:
     from data_pipelines.mapping import load_mapping
     from mllm_act import evaluate_data  # not at the top: it imports TensorFlow
 
+    if group.count > 1:
+        raise UserError(
+            f"--data: expected one process, found {group.count}; recorded episodes are evaluated by --processes=1"
+        )
     workdir, _ = checkpoint.find(args.checkpoint)
     split = args.split or "val"
     mapping = None if args.mapping is None else load_mapping(args.mapping)
@@ -331,7 +339,12 @@ def simulate(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         workdir, _ = checkpoint.find(args.checkpoint)
         out = args.out or workdir / "evaluation" / args.env / args.split
-    with locked(out, "--out"), replacing(out) as scratch:
+    with contextlib.ExitStack() as held:
+        scratch = out
+        if group.first:
+            held.enter_context(locked(out, "--out"))
+            scratch = held.enter_context(replacing(out))
+        scratch = Path(group.from_first("scratch", lambda: str(scratch.resolve())))
         evaluate(args, horizon, scratch)
     written = "episodes.csv, tasks.csv, summary.json" + ("" if args.no_videos else " and videos/")
     print(f"Wrote {written} to {out}")
@@ -357,16 +370,24 @@ def open_policy(args: argparse.Namespace) -> tuple[Policy | RemotePolicy, dict[s
 
 
 def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
-    """Plays the episodes, and writes the results to the folder ``scratch``."""
+    """Plays the episodes, each in one of the processes, and writes the results to the folder ``scratch``."""
     policy, about = open_policy(args)
     episodes = play.episodes(
         args.env, args.tasks or ",".join(about.pop("tasks")), args.split, args.seed, videos=not args.no_videos
     )  # fmt: skip
-    num_envs = min(args.envs, len(episodes))
-    with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
-        for episode in rollout(policy, pool, episodes, horizon, args.sample):
-            if episode.frames is not None:
-                write_video(scratch / "videos", episode, envs.spec(args.env).control_hz)
+    own = episodes[group.process :: group.count]
+    if own:
+        num_envs = min(args.envs, len(own))
+        with EnvPool(args.env, num_envs, args.workers, timeout=args.timeout) as pool:
+            for episode in rollout(policy, pool, own, horizon, args.sample):
+                if episode.frames is not None:
+                    write_video(scratch / "videos", episode, envs.spec(args.env).control_hz)
+    results = group.gather("episodes", [(episode.success, episode.steps) for episode in own])
+    for process, of_process in enumerate(results):  # none but in the first process
+        for episode, result in zip(episodes[process :: group.count], of_process, strict=True):
+            episode.success, episode.steps = result
+    if not group.first:
+        return
     rows = summarize(episodes)
     summary = {
         **about, "env": args.env, "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon,

@@ -87,6 +87,7 @@ RANGES: Mapping[str, Range | Choice] = {
     "log_every": COUNT,
     "validate_every": COUNT,
     "checkpoint_every": COUNT,
+    "stall_minutes": POSITIVE,
     "validation_windows": COUNT,
     "validation_actions": COUNT,
     "data.batch_size": BATCH,

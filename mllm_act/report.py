@@ -10,6 +10,9 @@ configs. Any other is a folder for tables and plots.
 Reads the results of ``evaluate`` and the metrics of ``train`` from each folder; ``--env`` chooses the environment where
 a run was evaluated in several. Writes ``success.csv``,
 ``success.md``, ``success.png``, ``training.png``, and for each policy frames of its videos, ``rollouts_NAME.png``.
+
+Of training, it prints where the time went over all starts of a run, and writes ``goodput.md``. ``--goodput`` does only
+this, for runs that are not evaluated yet.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from typing import Any
 import imageio.v3 as iio
 import matplotlib
 
+from mllm_act import goodput
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError, expect_values, run
 from mllm_act.files import user_path, whole_file, write_csv
@@ -219,6 +223,7 @@ def main() -> None:
         "--env", help="in which environment (default: the only one that the runs were evaluated in)"
     )
     parser.add_argument("--split", default="test", help="which evaluation to read (default: test)")
+    parser.add_argument("--goodput", action="store_true", help="only where the time went")
     parser.add_argument(
         "runs",
         nargs="+",
@@ -241,7 +246,17 @@ def main() -> None:
         page.write_page(args.out, workdirs)
         print(f"Wrote {args.out}")
         return
-    print(write(args.out, workdirs, args.split, args.env))
+    times = {name: goodput.table(workdir) for name, workdir in workdirs.items()}
+    text = "\n\n".join(f"{name}: {table}" for name, table in times.items() if table)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if text:
+        with whole_file(args.out / "goodput.md") as partial:
+            partial.write_text(text + "\n")
+        print(text + "\n")
+    if not args.goodput:
+        print(write(args.out, workdirs, args.split, args.env))
+    elif not text:
+        raise UserError(f"{args.runs[0]}: expected a run with {goodput.EVENTS}, found none")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ from mllm_act import parameters
 from mllm_act.batch import Batch
 from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.config import run_with_config
+from mllm_act.distributed.exchange import group
 from mllm_act.envs import ENVS
 from mllm_act.training import sharding
 from mllm_act.training.dry_run import dry_run
+from mllm_act.training.events import Events
 from mllm_act.training.guards import check_finite
 from mllm_act.training.metrics import MetricsWriter, StepTimer
 from mllm_act.training.profile import Profile
@@ -46,17 +48,12 @@ ToDevice = Callable[[str, Mapping[str, Any]], Batch]
 def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
     """Runs the program; ``profile`` updates are traced."""
     # ---- setup --------------------------------------------------------------------------------------------------
+    events = Events(workdir)
     run = set_up(config)
-    train_batches = MixedBatches({
-        name: robot.train_batches(config.seed, config.data.shuffle_megabytes)
-        for name, robot in run.embodiments.items()
-    })  # fmt: skip
-    held_out = {
-        name: robot.validation_batches(config.validation_windows)
-        for name, robot in run.embodiments.items()
-    }
-    checkpoints = Checkpointer(workdir)
+    (train_batches, held_out), checkpoints = _batches(run, config), Checkpointer(workdir)
+    events.since_start("init")
     resumed, state, frozen, meta = start_or_resume(run, config, checkpoints, train_batches, workdir)
+    events.since_start("restore", step=resumed or 0)
 
     # ---- step ---------------------------------------------------------------------------------------------------
     program = jit_update(run.recipe, run.state)
@@ -67,19 +64,21 @@ def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
 
     def save(step: int) -> None:
         items = {item: parameters.flatten(tree) for item, tree in state.items()}
-        checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
+        with events.timed("save", step=step):
+            checkpoints.save(step, items, {**meta, "step": step, "iterator": train_batches.state()})
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     step = first = resumed or 0
     with (
-        Stop() as stop,
+        Stop(config.stall_minutes) as stop,
         checkpoints,
         MetricsWriter(workdir, first, config.wandb) as writer,
         _progress(run, first) as bar,
     ):
 
         def score(step: int) -> None:
-            scores = _validate(run, compiled_validate, state, frozen, held_out, to_device, stop)
+            with events.timed("evaluate", step=step):
+                scores = _validate(run, compiled_validate, state, frozen, held_out, to_device, stop)
             if scores is not None:
                 writer.write(step, _named("val", scores))
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -99,12 +98,13 @@ def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
             with timer.waiting():
                 batches = {name: to_device(name, x) for name, x in next(train_batches).items()}
             if step == first + 1:
-                with timer.compiling():
+                with timer.compiling(), events.timed("compile", step=step):
                     program = program.lower(state, frozen, batches, jnp.int32(step)).compile()
             trace.before(step)
             state, metrics = program(state, frozen, batches, jnp.int32(step))
             trace.after(step, metrics)
             stop.defer()
+            events.updated(step)
             bar.update()
             # The metrics of the step before, so that the device always has work queued.
             if previous is not None:
@@ -116,13 +116,14 @@ def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
                 check_finite(step, scalars, checkpoints)
                 actions = float(scalars.pop("supervised_steps"))
                 times = timer.lap(step, config.data.batch_size, actions)
-                rate = {"learning_rate": run.learning_rate(step - 1)}
-                writer.write(step, _named("train", scalars | rate) | _named("time", times))
+                events.steps(step, times)
+                scalars["learning_rate"] = run.learning_rate(step - 1)
+                writer.write(step, _named("train", scalars) | _named("time", times))
                 wait = times["data_wait_ms"] / times["step_ms"]
                 bar.set_postfix(loss=f"{scalars['loss']:.3f}", wait=f"{wait:.0%}")
             if due(config.validate_every):
                 score(step)
-            stopping = stop.requested
+            stopping = stop.requested()
             if due(config.checkpoint_every) or stopping:
                 check_finite(step, jax.device_get(metrics), checkpoints)
                 save(step)
@@ -130,12 +131,25 @@ def main(config: ConfigDict, workdir: Path, profile: int = 0) -> None:
                 break
             if due(config.validate_every) or due(config.checkpoint_every):
                 timer.restart(step)
+    events.write("preempt" if stop.stopped else "end", step=step)
     stop.end_if_requested(step, run.steps, workdir)
     _print_next(run, workdir)
 
 
 def _named(group: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}/{name}": value for name, value in scalars.items()}
+
+
+def _batches(run: Run, config: ConfigDict) -> tuple[MixedBatches, dict[str, EvalBatches]]:
+    train = {
+        name: robot.train_batches(config.seed, config.data.shuffle_megabytes)
+        for name, robot in run.embodiments.items()
+    }
+    held_out = {
+        name: robot.validation_batches(config.validation_windows)
+        for name, robot in run.embodiments.items()
+    }
+    return MixedBatches(train), held_out
 
 
 def _print_next(run: Run, workdir: Path) -> None:
@@ -150,7 +164,13 @@ def _print_next(run: Run, workdir: Path) -> None:
 
 def _progress(run: Run, first: int) -> tqdm:
     adapters = ", ".join(robot.config.adapter for robot in run.embodiments.values())
-    return tqdm(initial=first, total=run.steps, desc=f"train {adapters}", unit="step")
+    return tqdm(
+        initial=first,
+        total=run.steps,
+        desc=f"train {adapters}",
+        unit="step",
+        disable=not group.first,
+    )
 
 
 def _validate(
@@ -168,7 +188,7 @@ def _validate(
     for name, batches in held_out.items():
         results = []
         for arrays in batches:
-            if stop.requested:
+            if stop.requested():
                 return None
             batch = to_device(name, arrays)
             results.append(jax.device_get(compiled_validate(averaged, frozen, name, batch)))

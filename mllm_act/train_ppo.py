@@ -83,7 +83,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 })  # fmt: skip
             bar.update()
             bar.set_postfix(success=f"{found['success']:.0%}", length=f"{found['length']:.1f}")
-            stopping = stop.requested
+            stopping = stop.requested()
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 save(step, state)
             if stopping:

@@ -31,6 +31,7 @@ from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.action_tokenizer.training import TrainingState
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, provenance
 from mllm_act.config import run_with_config, to_json
+from mllm_act.distributed.exchange import group
 from mllm_act.envs import ENVS
 from mllm_act.envs.results import table
 from mllm_act.errors import UserError, signals
@@ -76,7 +77,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         tokenizer = _fit_fast(config, workdir, data)
     else:
         tokenizer = _train_autoencoder(config, workdir, data)
-    if jax.process_index() == 0:
+    if group.first:
         signals.kept = ": the tokenizer is saved, but not its report; run the same command again"
         _report(config, workdir, data, tokenizer)
 
@@ -161,7 +162,7 @@ def _train_autoencoder(config: ConfigDict, workdir: Path, data: Data) -> ActionT
                 "train/learning_rate": float(learning_rate(step - 1)),
                 **{f"val/{name}": value for name, value in scores.items()},
             })  # fmt: skip
-            stopping = stop.requested
+            stopping = stop.requested()
             if step % config.checkpoint_every == 0 or step == steps or stopping:
                 checkpoints.save(step, _items(state, model), {**meta, "step": step})
             if stopping:

@@ -65,6 +65,7 @@ def test_the_wheel_has_packages_and_configs(site: Path) -> None:
     assert {name for name in packages if not name.endswith(".dist-info")} == {
         "mllm_act",
         "data_pipelines",
+        "launch",
         "bin",
     }
     shipped = {

@@ -79,5 +79,8 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.validate_every = 500
     config.validation_windows = 256  # the paper validates on 1,024
     config.checkpoint_every = 500
+    config.stall_minutes = (
+        60.0  # without a step, compiling included, after which all processes end with their stacks
+    )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     return config

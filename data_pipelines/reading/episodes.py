@@ -61,7 +61,7 @@ def read_actions(dataset: Dataset, split: str) -> Actions:
     actions, begins = [], []
     for _, episode in read_episodes(dataset, dataset.split(split), images=False):
         actions.append(episode["action"])
-        begins.append(begins_segment(episode["instruction"]))
+        begins.append(begins_segment(episode["texts"]))
     return Actions(
         action=np.concatenate(actions),
         segment=np.cumsum(np.concatenate(begins), dtype=np.int32) - 1,
@@ -78,15 +78,15 @@ def read_segments(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]
     for number, (_, episode) in enumerate(
         read_episodes(dataset, dataset.split(split), images=False)
     ):
-        begins = np.flatnonzero(begins_segment(episode["instruction"]))
+        begins = np.flatnonzero(begins_segment(episode["texts"]))
         steps.append(np.diff(begins, append=len(episode["action"])))
         numbers.append(np.full(len(begins), number))
     return np.concatenate(numbers), np.concatenate(steps)
 
 
-def begins_segment(instruction: np.ndarray) -> Bool[np.ndarray, " L"]:
-    """Returns at which steps of an episode another instruction begins; the first step is one of them."""
-    return np.concatenate([[True], instruction[1:] != instruction[:-1]])
+def begins_segment(texts: np.ndarray) -> Bool[np.ndarray, " L"]:
+    """Returns at which steps of an episode another instruction of K begins, [L, K]; the first step is one of them."""
+    return np.concatenate([[True], (texts[1:] != texts[:-1]).any(axis=1)])
 
 
 def read_episodes(

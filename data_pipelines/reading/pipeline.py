@@ -4,32 +4,36 @@ Windows are cut as ``windows`` says. Every step is in exactly one of them per ep
 offset drawn for each episode and epoch, so that over the epochs a step appears at every position of a window.
 
 A batch is a dict of numpy arrays, which are read-only if they share TensorFlow's memory:
-  images       {camera: uint8[B, T, H, W, 3]}  as stored; the model resizes them on the device
+  images       {camera: uint8[B, T, H, W, 3]}  as stored; the model resizes them on the device. With ``packed``
+               uint8[N, H, W, 3]: the N that ``mask`` says exist, in its order, row by row
   proprio      float32[B, T, P]
   action       float32[B, T, H * A]            in the environment's own units
   mask         bool[B, T]
   instruction  object[B] of bytes
   task         object[B] of bytes
 
-Stages: episodes in random order -> their records, ``RECORDS_AT_ONCE`` at a time -> encoded windows -> shuffle buffer
--> batches of encoded windows -> images decoded in parallel -> numpy. Order and content depend only on the seed and the
-files, never on threads or timing. The position is (epoch, window). Restoring it cuts and shuffles the encoded windows
-of that epoch again, without decoding images.
+Stages: blocks of episodes (see ``order``) -> their records, ``RECORDS_AT_ONCE`` at a time -> encoded windows, in the
+order of reading -> batches of encoded windows -> images decoded in parallel -> numpy. Order and content depend only on
+the seed, the size of the whole batch and the files: never on threads, timing, or how many processes share the batch.
+The position is a number of windows. Restoring it reads one block.
 
-``host_memory_megabytes`` bounds the memory of the host: the shuffle buffer, the files being read, and the decoded
-batches that are prefetched, being built or in use by the caller. It is the growth of the process's resident set;
-TensorFlow itself takes another 0.65 GB.
+``host_memory_megabytes`` bounds the memory of the host: the block being read out and the one being filled, the files
+being read, and the decoded batches that are prefetched, being built or in use by the caller. It is the growth of the
+process's resident set; TensorFlow itself takes another 0.65 GB.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.reading.episodes import READ_ERRORS, explain, read_segments
+from data_pipelines.reading.episodes import READ_ERRORS, explain
 from data_pipelines.reading.layout import decode_image
+from data_pipelines.reading.order import Block, Order, Position
 from data_pipelines.reading.rlds import Dataset
+from data_pipelines.reading.segments import segments_of
 from data_pipelines.reading.splits import Split
 from data_pipelines.reading.windows import Arrays, cut
 from data_pipelines.tensorflow_cpu import as_written, tf
@@ -43,7 +47,7 @@ _WINDOW_OVERHEAD = 1024  # bytes per encoded window, for tensor headers and allo
 _SLACK_MEGABYTES = 32  # fragmentation by the allocator, measured
 
 
-def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
+def _decode(windows: Arrays, dataset: Dataset, packed: bool) -> Arrays:
     """Decodes the images of a batch of windows with TensorFlow's default decoder, as acting does.
 
     One map over all B * T positions writes every image once into the batch. Cutting windows after decoding, or stacking
@@ -61,6 +65,14 @@ def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
             )
 
         encoded = windows["images"][camera]
+        if packed:
+            images[camera] = tf.map_fn(
+                lambda x, shape=shape: decode_image(x, shape),
+                tf.boolean_mask(encoded, windows["mask"]),
+                fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+                parallel_iterations=max(4, cores()),
+            )
+            continue
         decoded = tf.map_fn(
             decode,
             (tf.reshape(encoded, [-1]), mask),
@@ -71,8 +83,10 @@ def _decode(windows: Arrays, dataset: Dataset) -> Arrays:
     return {**windows, "images": images}
 
 
-def _batches(windows: tf.data.Dataset, dataset: Dataset, batch_size: int) -> tf.data.Dataset:
-    decode = as_written(lambda batch: _decode(batch, dataset))
+def _batches(
+    windows: tf.data.Dataset, dataset: Dataset, batch_size: int, packed: bool
+) -> tf.data.Dataset:
+    decode = as_written(lambda batch: _decode(batch, dataset, packed))
     return (
         windows.batch(batch_size, drop_remainder=True)
         .prefetch(BATCHES_AHEAD)  # encoded, so that reading does not wait for decoding
@@ -123,40 +137,42 @@ class TrainBatches(Iterator[Arrays]):
         seed: int,
         chunk: int = 1,
         shuffle_megabytes: int = 256,
+        packed: bool = False,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """Reads about 16 episodes, to estimate the size of a window.
+        """Reads about 16 episodes, to estimate the size of a window; and all of them, without images, the first time.
 
         Args:
-          batch_size: windows per batch of this process.
-          shuffle_megabytes: size of the shuffle buffer, in 10^6 bytes. Its number of windows follows from the mean size
-            of an encoded window, plus the actions that chunks add and 1 kB of overhead.
+          batch_size: windows per batch, over all processes; of these, each process reads an equal part, to one window.
+          shuffle_megabytes: size of two blocks, over all processes, in 10^6 bytes. Their number of windows follows from
+            the mean size of an encoded window, plus the actions that chunks add and 1 kB of overhead.
+          packed: leave out the images of padding.
 
         Raises:
-          UserError: ``chunk`` is below 1, the split does not exist, there are fewer episodes than processes, or the
-            host has too little memory.
+          UserError: ``chunk`` is below 1, the split does not exist, there are fewer windows than processes, or the host
+            has too little memory.
         """
         expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
-        if len(self._split) < process_count:
+        first, end = (batch_size * (process_index + i) // process_count for i in (0, 1))
+        self._own = (first, end)
+        self._rows = self._own[1] - self._own[0]
+        if not self._rows:
             raise UserError(
-                f"{dataset.directory}: split {split!r}: expected at least one episode for each of "
-                f"{process_count} processes, found {len(self._split)}; start at most that many processes"
+                f"config.data.batch_size: expected a window for each of {process_count} processes, found {batch_size} "
+                "windows; raise it"
             )
-        self._episodes = np.arange(process_index, len(self._split), process_count)
-        self._batch_size = batch_size
-        self._context, self._chunk = context, chunk
-        self._seed, self._shuffle_megabytes = seed, shuffle_megabytes
+        self._batch_size, self._context, self._chunk = batch_size, context, chunk
+        self._seed, self._packed = seed, packed
         self._settings: dict[str, Any] = {
             "fingerprint": self._split.fingerprint,
+            "batch_size": batch_size,
             "context": context,
             "chunk": chunk,
             "seed": seed,
             "shuffle_megabytes": shuffle_megabytes,
-            "process_index": process_index,
-            "process_count": process_count,
         }
         steps, encoded = _sample(dataset, self._split)
         growth = (
@@ -164,12 +180,16 @@ class TrainBatches(Iterator[Arrays]):
         )  # of a window, by chunks
         window_bytes = encoded * growth / steps * context + _WINDOW_OVERHEAD
         self.shuffle_windows = max(1, int(shuffle_megabytes * 1e6 / window_bytes))
-        self.host_memory_megabytes = self._memory(growth)
+        self._order = Order(
+            segments_of(dataset, split), context, seed, batch_size, self.shuffle_windows // 2
+        )
+        blocks = 2e-6 * self._order.block_windows * window_bytes * self._rows / batch_size
+        self.host_memory_megabytes = self._memory(growth, blocks)
         expect_memory(
             f"shuffle_megabytes={shuffle_megabytes}, batch_size={batch_size}",
             self.host_memory_megabytes,
         )
-        self._epoch, self._window = 0, 0
+        self._position = Position(self._order)
         self._iterator: Iterator[Arrays] | None = None
 
     def __next__(self) -> Arrays:
@@ -180,21 +200,24 @@ class TrainBatches(Iterator[Arrays]):
             batch = next(self._iterator)
         except READ_ERRORS as error:
             raise explain(self._dataset, self._split, error) from None
-        self._epoch = int(batch.pop("epoch")[-1])
-        self._window = int(batch.pop("window")[-1]) + 1
+        self._position.advance(self._batch_size)
         return _with_proprio(batch)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last window of the last batch returned."""
-        return self._epoch
+        """The epoch of the last window of the last batch returned, over all processes."""
+        return self._position.epoch
 
     def state(self) -> dict[str, Any]:
-        """Returns the position after the last batch returned, as plain JSON types."""
-        return {**self._settings, "epoch": self._epoch, "window": self._window}
+        """Returns the position after the last batch returned, as plain JSON types; the same in all processes.
+
+        ``window`` is how many windows all processes have read; ``epoch`` began at the window ``begins``.
+        """
+        now = self._position
+        return {**self._settings, "epoch": now.epoch, "begins": now.begins, "window": now.window}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues bit for bit after the batch at which ``state()`` was called.
+        """Continues bit for bit after the batch at which ``state()`` was called, in any number of processes.
 
         Raises:
           UserError: the state is of other data, or of a different setting that the order depends on.
@@ -205,48 +228,71 @@ class TrainBatches(Iterator[Arrays]):
                     f"data iterator state: {key}: expected {state.get(key)!r} that it was saved with, "
                     f"found {value!r}; resume with the data and settings of the checkpoint"
                 )
-        self._epoch, self._window = int(state["epoch"]), int(state["window"])
-        self._iterator = None
+        place = {key: int(state[key]) for key in ("epoch", "begins", "window")}
+        self._position, self._iterator = Position(self._order, **place), None
 
     def _build(self) -> tf.data.Dataset:
-        start_epoch, start_window = self._epoch, self._window
-        seed, context, chunk = self._seed, self._context, self._chunk
+        start = (self._position.epoch, self._position.begins, self._position.window)
+        layout, context, chunk = self._dataset.layout, self._context, self._chunk
 
-        def cut_at_random(number: tf.Tensor, record: tf.Tensor, epoch_seed: tf.Tensor) -> Arrays:
-            episode_seed = tf.random.experimental.stateless_fold_in(epoch_seed, number)
-            return cut(record, self._dataset.layout, context, chunk, episode_seed)
+        def plans() -> Iterator[tuple[Any, ...]]:
+            for block in self._order.blocks(*start, own=self._own):
+                yield tuple(getattr(block, field.name) for field in dataclasses.fields(Block))
 
         @as_written
-        def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
-            epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-            episodes = tf.constant(self._episodes, tf.int64)
-            order = tf.random.experimental.stateless_shuffle(episodes, epoch_seed)
+        def read(
+            epoch: tf.Tensor,
+            episodes: tf.Tensor,
+            offsets: tf.Tensor,
+            skip: tf.Tensor,
+            order: tf.Tensor,
+        ) -> tuple[Arrays, tf.Tensor]:
+            seed = tf.stack([tf.constant(self._seed, tf.int64), epoch])
+
+            @as_written
+            def cut_one(numbered: tuple[tf.Tensor, tf.Tensor], offset: tf.Tensor) -> Arrays:
+                number, record = numbered
+                own = tf.random.experimental.stateless_fold_in(seed, number)
+                return cut(record, layout, context, chunk, offset, own)
+
+            records = self._split.records(episodes, RECORDS_AT_ONCE)
+            count = tf.reduce_max(order) + 1
             windows = (
-                self._split.records(order, RECORDS_AT_ONCE)
-                .map(lambda number, record: cut_at_random(number, record, epoch_seed))
+                tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(offsets))
+                .map(cut_one)
                 .unbatch()
+                .skip(skip)
+                .take(count)
+                .batch(count)
             )
-            shuffle_seed = tf.random.stateless_uniform((), epoch_seed, None, None, tf.int64)
-            return (
-                windows.shuffle(self.shuffle_windows, seed=shuffle_seed)
-                .enumerate()
-                .skip(tf.where(epoch == start_epoch, tf.constant(start_window, tf.int64), 0))
-                .map(lambda window, content: {**content, "epoch": epoch, "window": window})
+            return windows.get_single_element(), order
+
+        vector = tf.TensorSpec([None], tf.int64)
+        signature = (
+            tf.TensorSpec([], tf.int64), vector, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int64), vector,
+        )  # fmt: skip
+
+        @as_written
+        def in_order(windows: Arrays, order: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(order).map(
+                as_written(lambda i: tf.nest.map_structure(lambda x: tf.gather(x, i), windows))
             )
 
-        epochs = tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
-        return _batches(epochs.flat_map(epoch_windows), self._dataset, self._batch_size)
+        blocks = tf.data.Dataset.from_generator(plans, output_signature=signature)
+        # The next block is filled while this one is read out.
+        windows = blocks.map(read).prefetch(1).flat_map(in_order)
+        return _batches(windows, self._dataset, self._rows, self._packed)
 
-    def _memory(self, growth: float) -> float:
-        """Returns the megabytes of the shuffle buffer, the records being read (raw and parsed), and the batches."""
+    def _memory(self, growth: float, blocks: float) -> float:
+        """Returns the megabytes of the blocks, the records being read (raw and parsed), and the batches."""
         record = self._split.num_bytes / len(self._split)
         images = sum(int(np.prod(shape)) for shape in self._dataset.image_shapes.values())
         chunk = 4 * self._chunk * self._dataset.action_dim
-        batch = self._batch_size * self._context * (images + chunk)
+        batch = self._rows * self._context * (images + chunk)
         # A batch being decoded counts twice: its images, and the array that they are copied to.
         batches = BATCHES_AHEAD + 2 * BATCHES_DECODING + 2
         reading = 2 * growth * record + RECORDS_AT_ONCE * (record + 2**18)
-        return self._shuffle_megabytes + _SLACK_MEGABYTES + (reading + batches * batch) / 1e6
+        return blocks + _SLACK_MEGABYTES + (reading + batches * batch) / 1e6
 
 
 class EvalBatches:
@@ -254,7 +300,8 @@ class EvalBatches:
 
     Reads all windows, or about ``windows`` of them, evenly spaced. The first window of an episode starts at its first
     step. The last batch is padded with windows of zeros whose mask is False. Every process has the same number of
-    batches (``len``), so that none waits forever in a collective operation; a process without files has only padding.
+    batches (``len``), so that none waits forever in a collective operation; together they read the windows that one
+    process would.
     """
 
     def __init__(
@@ -266,10 +313,16 @@ class EvalBatches:
         context: int,
         chunk: int = 1,
         windows: int | None = None,
+        packed: bool = False,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """Reads the split once, without images, to count its windows.
+        """Reads the split without images, the first time, to count its windows.
+
+        Args:
+          batch_size: windows per batch of this process.
+          windows: about how many to read; None for all.
+          packed: leave out the images of padding.
 
         Raises:
           UserError: ``chunk`` is below 1, the split does not exist, or a record is bad.
@@ -277,16 +330,20 @@ class EvalBatches:
         expect_chunk(chunk)
         self._dataset = dataset
         self._split = dataset.split(split)
-        self._episodes = np.arange(process_index, len(self._split), process_count)
         self._batch_size, self._context, self._chunk = batch_size, context, chunk
-        episode, steps = read_segments(dataset, split)
-        per_episode = np.bincount(episode, weights=-(-steps // context)).astype(int)
-        self._stride = max(1, int(per_episode.sum()) // windows) if windows else 1
-        largest_share = max(
-            int(per_episode[index::process_count].sum()) for index in range(process_count)
-        )
-        count = -(-largest_share // self._stride)
-        self._batches = -(-count // batch_size)
+        self._packed = packed
+        ends = np.cumsum(segments_of(dataset, split).windows(context))
+        self._stride = max(1, int(ends[-1]) // windows) if windows else 1
+        chosen = np.arange(0, ends[-1], self._stride)
+        self._batches = -(-len(chosen) // (batch_size * process_count))
+        share = self._batches * batch_size
+        own = chosen[process_index * share : (process_index + 1) * share]
+        self._episodes, self._skip = np.arange(0), 0
+        if len(own):
+            first, last = np.searchsorted(ends, own[[0, -1]], side="right")
+            self._episodes = np.arange(first, last + 1)
+            self._skip = int(own[0] - (ends[first - 1] if first else 0))
+        self._windows = len(own)
 
     def __len__(self) -> int:
         return self._batches
@@ -297,7 +354,9 @@ class EvalBatches:
             self._split.records(tf.constant(self._episodes, tf.int64))
             .map(as_written(lambda number, record: cut(record, layout, context, chunk)))
             .unbatch()
+            .skip(self._skip)
             .shard(self._stride, 0)  # skips windows before their images are decoded
+            .take(self._windows)
         )
         empty = {
             key: tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
@@ -306,8 +365,8 @@ class EvalBatches:
         padding = tf.data.Dataset.from_tensors(empty).repeat()
         windows = windows.concatenate(padding).take(self._batches * self._batch_size)
         try:
-            batches = _batches(windows, self._dataset, self._batch_size).as_numpy_iterator()
-            yield from map(_with_proprio, batches)
+            batches = _batches(windows, self._dataset, self._batch_size, self._packed)
+            yield from map(_with_proprio, batches.as_numpy_iterator())
         except READ_ERRORS as error:
             raise explain(self._dataset, self._split, error) from None
 

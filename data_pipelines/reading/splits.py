@@ -43,7 +43,7 @@ class Split:
         return dataclasses.replace(self, name=name, fingerprint=digest.hexdigest()[:32], **parts)
 
     def records(self, order: tf.Tensor, at_once: int = 1) -> tf.data.Dataset:
-        """Returns (episode, record) for each of ``order``, int64[n], of which ``at_once`` are read at the same time."""
+        """Returns (episode, record) for each of ``order``, int64[n]; ``at_once`` are read at the same time."""
         names = [str(file) for file in self.files]
         file, position = (tf.constant(x, tf.int64) for x in (self.file, self.position))
 

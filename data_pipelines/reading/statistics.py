@@ -21,6 +21,7 @@ from jaxtyping import Float
 from data_pipelines.reading.episodes import begins_segment, read_episodes
 from data_pipelines.reading.moments import Summary
 from data_pipelines.reading.rlds import Dataset
+from data_pipelines.reading.segments import Segments, keep_segments
 from data_pipelines.reading.splits import Split
 from mllm_act.errors import UserError
 from mllm_act.files import read_json, write_json
@@ -76,6 +77,7 @@ def dataset_statistics(
         for other in others:
             part.merge(other)
     result = part.statistics(split, fingerprint)
+    keep_segments(dataset, split, part.all_segments(), write=not processes.index)
     if processes.index:
         return result
     try:
@@ -92,26 +94,32 @@ class _Part:
 
     action: Summary
     proprio: Summary
-    episodes: int = 0
-    segments: int = 0
+    # By block: the number of segments of each episode, and the steps of each segment.
+    counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    lengths: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     tasks: set[str] = dataclasses.field(default_factory=set)
     instructions: set[str] = dataclasses.field(default_factory=set)
 
     def merge(self, other: "_Part") -> None:
         self.action.merge(other.action)
         self.proprio.merge(other.proprio)
-        self.episodes += other.episodes
-        self.segments += other.segments
+        self.counts |= other.counts
+        self.lengths |= other.lengths
         self.tasks |= other.tasks
         self.instructions |= other.instructions
+
+    def all_segments(self) -> Segments:
+        return Segments.of_counts(*(
+            np.concatenate([x[block] for block in sorted(x)]) for x in (self.lengths, self.counts)
+        ))  # fmt: skip
 
     def statistics(self, split: str, fingerprint: str) -> Statistics:
         return Statistics(
             action=self.action.moments(),
             proprio=self.proprio.moments(),
             num_steps=self.action.steps,
-            num_episodes=self.episodes,
-            num_segments=self.segments,
+            num_episodes=sum(map(len, self.counts.values())),
+            num_segments=sum(map(len, self.lengths.values())),
             split=split,
             fingerprint=fingerprint,
             tasks=tuple(sorted(self.tasks)),
@@ -120,9 +128,13 @@ class _Part:
 
     def message(self) -> bytes:
         buffer = io.BytesIO()
-        rest = {key: getattr(self, key) for key in ("episodes", "segments")}
-        rest |= {key: sorted(getattr(self, key)) for key in ("tasks", "instructions")}
+        rest = {key: sorted(getattr(self, key)) for key in ("tasks", "instructions")}
         arrays = {
+            f"{key}/{block}": array
+            for key in ("counts", "lengths")
+            for block, array in getattr(self, key).items()
+        }
+        arrays |= {
             f"{key}/{name}": array
             for key in ("action", "proprio")
             for name, array in getattr(self, key).arrays().items()
@@ -144,8 +156,12 @@ class _Part:
             })
             for name in ("action/", "proprio/")
         )  # fmt: skip
+        counts, lengths = (
+            {int(key.partition("/")[2]): x for key, x in arrays.items() if key.startswith(name)}
+            for name in ("counts/", "lengths/")
+        )
         tasks, instructions = (set(rest[key]) for key in ("tasks", "instructions"))
-        return cls(action, proprio, rest["episodes"], rest["segments"], tasks, instructions)
+        return cls(action, proprio, counts, lengths, tasks, instructions)
 
 
 def _message(dataset: Dataset, split: str, processes: Processes) -> bytes:
@@ -165,13 +181,16 @@ def _read(dataset: Dataset, split: Split, processes: Processes) -> _Part:
     episodes = read_episodes(dataset, split.take(mine, split.name), images=False)
     for block in np.unique(mine // BLOCK).tolist():
         numbers: dict[str, list[np.ndarray]] = {"action": [], "proprio": []}
+        lengths = []
         for _, episode in itertools.islice(episodes, int((mine // BLOCK == block).sum())):
             for key, values in numbers.items():
                 values.append(episode[key])
-            part.episodes += 1
-            part.segments += int(begins_segment(episode["instruction"]).sum())
+            begins = np.flatnonzero(begins_segment(episode["texts"]))
+            lengths.append(np.diff(begins, append=len(episode["action"])).astype(np.int32))
             part.tasks.add(episode["task"].decode())
             part.instructions.update(text.decode() for text in set(episode["texts"].flat or [b""]))
+        part.counts[block] = np.array([len(x) for x in lengths])
+        part.lengths[block] = np.concatenate(lengths)
         part.action.add(block, np.concatenate(numbers["action"]))
         part.proprio.add(block, np.concatenate(numbers["proprio"]))
     return part

@@ -1,8 +1,8 @@
 """Cuts episodes into windows of consecutive steps, as tensors.
 
 A window is ``context`` consecutive steps of one segment. A segment is the steps of one episode under one instruction:
-where the instruction changes inside an episode, a new segment begins. Windows may be shorter at the ends of a segment:
-they are padded at the end with zeros, where ``mask`` is False.
+where the instruction, or one of several, changes inside an episode, a new segment begins. Windows may be shorter at the
+ends of a segment: they are padded at the end with zeros, where ``mask`` is False.
 
 With ``chunk`` H > 1, the action of a step is a chunk: its own action and the H - 1 that follow in the segment, even
 beyond the window, in one vector with time first (``action.reshape(H, A)``). Past the end of the segment its last action
@@ -18,11 +18,12 @@ Arrays = dict[str, Any]  # names to arrays, or to dicts of arrays
 Number: TypeAlias = tf.Tensor | int
 
 
-def segments(instruction: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the first and the last step of each step's segment, int32[L] each."""
-    changes = tf.concat([[True], instruction[1:] != instruction[:-1]], axis=0)
+def segments(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the first and the last step of each step's segment, int32[L] each; ``texts`` are string[L, K]."""
+    differ = tf.reduce_any(texts[1:] != texts[:-1], axis=1)
+    changes = tf.concat([[True], differ], axis=0)
     starts = tf.cast(tf.where(changes)[:, 0], tf.int32)
-    ends = tf.concat([starts[1:], tf.shape(instruction)], axis=0) - 1
+    ends = tf.concat([starts[1:], tf.shape(texts)[:1]], axis=0) - 1
     number = tf.cumsum(tf.cast(changes, tf.int32)) - 1
     return tf.gather(starts, number), tf.gather(ends, number)
 
@@ -56,7 +57,12 @@ def _chunks(action: tf.Tensor, last: tf.Tensor, chunk: int) -> tf.Tensor:
 
 
 def cut(
-    record: tf.Tensor, layout: Layout, context: int, chunk: int, seed: tf.Tensor | None = None
+    record: tf.Tensor,
+    layout: Layout,
+    context: int,
+    chunk: int,
+    offset: Number = 0,
+    seed: tf.Tensor | None = None,
 ) -> Arrays:
     """Checks one stored episode and cuts it into W windows of encoded images.
 
@@ -65,13 +71,10 @@ def cut(
       layout: of the dataset.
       context: T.
       chunk: H.
-      seed: int64[2], draws the offset at which the episode is cut, and its instruction where there are several;
-        without one the first window begins with the episode, and the instruction is the first.
+      offset: where the first window of a segment ends, unless it is 0.
+      seed: int64[2], draws the instruction where there are several; without one it is the first.
     """
-    episode, offset = layout.parse(record), tf.constant(0)
-    if seed is not None:
-        offset = tf.random.stateless_uniform((), seed, 0, context, tf.int32)
-        seed = tf.random.experimental.stateless_fold_in(seed, 1)  # the two draws are independent
+    episode = layout.parse(record)
     instruction = choose_text(episode["instruction"], seed)
     length = tf.shape(episode["action"])[0]
     checks = [tf.debugging.assert_positive(length, "an episode without steps")]
@@ -80,7 +83,7 @@ def cut(
     for values in (episode["action"], episode["proprio"]):
         checks.append(tf.debugging.assert_all_finite(values, "not finite"))
     with tf.control_dependencies([check for check in checks if check is not None]):
-        first, last = segments(instruction)
+        first, last = segments(episode["instruction"])
         index, mask = window_index(first, offset, context)
 
     def windows(values: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,7 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, download: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del download
         return {
-            split: map(_example, tqdm(files, desc=f"writing {split}", unit="episode"))
+            split: map(example, tqdm(files, desc=f"writing {split}", unit="episode"))
             for split, files in self._files.items()
         }
 
@@ -68,23 +68,17 @@ class Demonstrations(tfds.core.GeneratorBasedBuilder):
         raise NotImplementedError("_split_generators returns generators")
 
 
-def write(env: str, splits: Mapping[str, Sequence[Path]], folder: Path) -> Path:
-    """Writes the dataset below ``folder`` and returns its own folder.
-
-    Equal input gives equal files, in any process.
+def prepare(builder: tfds.core.GeneratorBasedBuilder, beam_options: Any = None) -> Path:
+    """Writes the dataset of a builder and returns its folder; ``beam_options`` are those of one that uses Beam.
 
     Raises:
       OSError: the folder cannot be written to, or the disk is full.
-      UserError: a recorded episode is damaged.
     """
-    return prepare(Demonstrations(env, splits, data_dir=folder))
-
-
-def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
-    """Writes the dataset of a builder and returns its folder. Raises as ``write`` does."""
     tfds.disable_progress_bar()
     # Files are small, so that every process of a large run has several and a shuffle mixes many of them.
-    config = tfds.download.DownloadConfig(try_download_gcs=False, max_shard_size=32 * 2**20)
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, max_shard_size=32 * 2**20, beam_options=beam_options
+    )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
             builder.download_and_prepare(download_config=config)
@@ -134,7 +128,7 @@ def features(env: EnvSpec) -> tfds.features.FeaturesDict:
     )
 
 
-def _example(path: Path) -> tuple[str, dict[str, Any]]:
+def example(path: Path) -> tuple[str, dict[str, Any]]:
     """Turns ``<task>/<episode>.npz`` into (key, example). JPEG bytes are copied unchanged."""
     task, episode = path.parent.name, int(path.stem)
     arrays = recording.load(path)

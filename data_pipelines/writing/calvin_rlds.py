@@ -106,5 +106,5 @@ def example(episode: Episode, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(files: Mapping[Episode, Path], folder: Path) -> Path:
-    """Writes the dataset below ``folder`` and returns its own folder. Raises as ``builder.write`` does."""
+    """Writes the dataset below ``folder`` and returns its own folder. Raises as ``builder.prepare`` does."""
     return builder.prepare(Calvin(files, data_dir=folder))

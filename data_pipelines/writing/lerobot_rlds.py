@@ -115,5 +115,5 @@ def _place(step: dict[str, Any], feature: Feature) -> tuple[dict[str, Any], str]
 
 
 def write(source: Source, files: dict[int, Path], metadata: dict[str, Any], folder: Path) -> Path:
-    """Writes the dataset below ``folder`` and returns its own folder. Raises as ``builder.write`` does."""
+    """Writes the dataset below ``folder`` and returns its own folder. Raises as ``builder.prepare`` does."""
     return builder.prepare(LeRobot(source, files, metadata, data_dir=folder))

@@ -6,7 +6,7 @@ import sys
 from mllm_act.errors import UserError, nearest, run
 
 # name -> module with a main(argv)
-BENCHES = {name: f"mllm_act.bench.{name}" for name in ("data", "train", "act")}
+BENCHES = {name: f"mllm_act.bench.{name}" for name in ("data", "resume", "train", "act")}
 
 
 def main() -> None:

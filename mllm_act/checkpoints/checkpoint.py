@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from mllm_act import __version__, parameters
 from mllm_act.checkpoints import digests
 from mllm_act.checkpoints.paths import LiteralPath
+from mllm_act.distributed.exchange import group
 from mllm_act.errors import UserError
 from mllm_act.provenance import LIBRARIES, git_commit, library_version
 
@@ -72,8 +73,9 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**arrays, meta=document))
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Reads items of a step, see ``read_items``."""
-        return read_items(self.workdir, step, like)
+        """Reads items of a step, see ``read_items``; of several processes, the first verifies the files."""
+        group.from_first("items", lambda: check_digests(self.workdir, step, like))
+        return read_verified(self.workdir, step, like)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Reads the JSON document of a step, see ``read_meta``."""
@@ -102,6 +104,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # what it raises where it cannot write is not documented
+            expect_others(error)
             step, self._saving = self._saving, None
             if step is not None:
                 partial = f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}"
@@ -192,6 +195,11 @@ def read_items(workdir: Path, step: int, like: dict[str, Any]) -> dict[str, Any]
         differences.
     """
     check_digests(workdir, step, like)
+    return read_verified(workdir, step, like)
+
+
+def read_verified(workdir: Path, step: int, like: dict[str, Any]) -> dict[str, Any]:
+    """Reads items of a step whose files have been verified, see ``read_items``."""
     folder = workdir / "checkpoints" / str(step)
     return {name: read_arrays(folder / name, tree) if tree else {} for name, tree in like.items()}
 
@@ -229,10 +237,17 @@ def read_arrays(folder: Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             return reader.restore(LiteralPath(folder), args=ocp.args.StandardRestore(abstract))
     except Exception as error:  # what it raises is not documented
+        expect_others(error)
         raise UserError(
             f"{folder}: expected arrays, found some that cannot be read ({reason(error)}); if there is enough memory, "
             "the checkpoint is damaged or from another version of Orbax"
         ) from error
+
+
+def expect_others(error: Exception) -> None:
+    """Raises an error of JAX again where another process may have caused it: it is not the user's."""
+    if group.count > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        raise error
 
 
 def reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from mllm_act.checkpoints import digests
 from mllm_act.checkpoints.checkpoint import read_arrays, reason, steps
 from mllm_act.checkpoints.paths import LiteralPath
+from mllm_act.distributed.exchange import group
 from mllm_act.errors import UserError
 
 
@@ -28,7 +29,7 @@ def save_frozen(workdir: Path, arrays: Mapping[str, jax.Array]) -> str:
     Raises:
       UserError: if it cannot be written.
     """
-    mark = secrets.token_hex(8)
+    mark = group.from_first("mark", lambda: secrets.token_hex(8))
     items = {"arrays": ocp.args.StandardSave(dict(arrays))} if arrays else {}
     meta = ocp.args.JsonSave({"mark": mark})
     folder = _folder(workdir)
@@ -55,7 +56,7 @@ def load_frozen(
     Raises:
       UserError: if they are missing or damaged, belong to another run, or differ from ``like``.
     """
-    check_frozen(workdir, mark)
+    group.from_first("frozen", lambda: check_frozen(workdir, mark))
     return read_frozen(workdir, like)
 
 

@@ -130,7 +130,7 @@ class Policy:
         Raises:
           UserError: if there is no whole checkpoint of a policy, another version wrote it, or it lacks the embodiment.
         """
-        saved = load_network(Path(path), jax.devices()[0])
+        saved = load_network(Path(path), jax.local_devices()[0])
         name = _choose(saved.config, embodiment, saved.workdir)
         network = saved.network()
         network = PolicyNetwork(for_acting(network.mllm), {name: network.adapters[name]})

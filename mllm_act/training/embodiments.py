@@ -6,7 +6,6 @@ environments, each with the keys that a config of that environment has for itsel
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,7 @@ class Embodiment:
       source: what the config names, opened.
       share: its windows in every batch, over all processes; the same on any mesh.
       rows: ``share`` and the padding after it, so that the devices split a batch into equal parts.
+      part: which part of a batch this process reads, and how many parts there are.
       config: its part of the network's config.
       adapter: its adapter, abstract: sizes without parameters.
       prompt: turns its instructions into tokens.
@@ -89,18 +89,17 @@ class Embodiment:
     source: Source
     share: int
     rows: int
+    part: tuple[int, int]
     config: EmbodimentConfig
     adapter: Adapter
     prompt: Prompt
 
     def train_batches(self, seed: int, shuffle_megabytes: int) -> TrainBatches:
         """Returns this process's share of the training batches, without end."""
-        count = jax.process_count()
-        first, end = (self.share * (jax.process_index() + i) // count for i in (0, 1))
         return TrainBatches(
             self.source.dataset,
             "train",
-            batch_size=end - first,
+            batch_size=self.share,
             seed=seed,
             shuffle_megabytes=shuffle_megabytes,
             **self._windows,
@@ -108,30 +107,34 @@ class Embodiment:
 
     def validation_batches(self, windows: int) -> EvalBatches:
         """Returns this process's share of the held-out windows, the same in every pass."""
-        rows = self.rows // jax.process_count()
+        rows = self.rows // self.part[1]
         return EvalBatches(
             self.source.dataset, "val", batch_size=rows, windows=windows, **self._windows
         )
 
     @property
-    def _windows(self) -> dict[str, int]:
+    def _windows(self) -> dict[str, Any]:
         return {
+            "packed": self.source.mostly_padding,
             "context": self.config.context,
             "chunk": self.config.chunk,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
+            "process_index": self.part[0],
+            "process_count": self.part[1],
         }
 
     def to_batch(self, arrays: Mapping[str, Any]) -> Batch:
         """Turns what the pipeline reads into a ``Batch`` of numpy arrays, with this process's part of ``rows`` rows."""
-        missing = self.rows // jax.process_count() - len(arrays["mask"])
-        arrays = jax.tree.map(lambda x: _pad(x, missing), dict(arrays))
+        missing = self.rows // self.part[1] - len(arrays["mask"])
+        images = arrays["images"]
+        if not self.source.mostly_padding:  # else they are packed
+            images = jax.tree.map(lambda x: _pad(x, missing), images)
+        arrays = {key: _pad(x, missing) for key, x in arrays.items() if key != "images"}
         texts = [text.decode() for text in arrays["instruction"]]
         encoded = [self._known_prompts.get(text) or self.prompt.encode(text) for text in texts]
         ids, exists = pad(encoded, self.prompt.length)
-        observation = {key: arrays[key] for key in ("images", "proprio", "mask")}
+        observation = {key: arrays[key] for key in ("proprio", "mask")}
         batch = Batch(
-            Observation(**observation, prompt=ids, prompt_mask=exists),  # type: ignore[arg-type]
+            Observation(images=images, **observation, prompt=ids, prompt_mask=exists),  # type: ignore[arg-type]
             arrays["action"],
         )
         check_batch(batch)
@@ -201,7 +204,12 @@ def _twice(one: Source, other: Source) -> str:
 
 
 def make_embodiments(
-    sources: dict[str, Source], model: MLLMConfig, text_tokenizer: str, batch_size: int, shards: int
+    sources: dict[str, Source],
+    model: MLLMConfig,
+    text_tokenizer: str,
+    batch_size: int,
+    shards: int,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Embodiment]:
     """Puts together what training needs to know about each embodiment.
 
@@ -211,20 +219,19 @@ def make_embodiments(
       text_tokenizer: a ``tokenizer.json`` as text.
       batch_size: windows of a batch, over all embodiments and processes.
       shards: the number of devices that a batch is split over.
+      part: which part of a batch this process reads, and how many parts there are.
 
     Raises:
       UserError: if an adapter or a prompt does not fit the model, or the batch cannot be shared out.
     """
     weights = {name: source.weight for name, source in sources.items()}
     shares = mixture.shares(weights, batch_size)
-    count = jax.process_count()
-    if min(shares.values()) < count:
+    if min(shares.values()) < part[1]:
         name = min(shares, key=lambda name: shares[name])
         raise UserError(
-            f"config.data.batch_size: expected at least one window of {name} for each of {count} processes, found "
+            f"config.data.batch_size: expected at least one window of {name} for each of {part[1]} processes, found "
             f"{shares[name]} of {batch_size} windows; raise the batch size, or its weight"
         )
-    multiple = math.lcm(shards, count)
     embodiments = {}
     for name, source in sources.items():
         config = _embodiment_config(source, text_tokenizer)
@@ -235,8 +242,10 @@ def make_embodiments(
             )
         )
         prompt = _prompt(source, config, model, adapter, text_tokenizer)
-        rows = multiple * -(-shares[name] // multiple)
-        embodiments[name] = Embodiment(name, source, shares[name], rows, config, adapter, prompt)
+        rows = shards * -(-shares[name] // shards)
+        embodiments[name] = Embodiment(
+            name, source, shares[name], rows, part, config, adapter, prompt
+        )
     return embodiments
 
 

@@ -19,6 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from mllm_act.distributed.exchange import group
 from mllm_act.errors import UserError
 from mllm_act.files import whole_file
 from mllm_act.training import chips
@@ -32,14 +33,18 @@ class MetricsWriter:
     def __init__(self, workdir: Path, first_step: int = 0, wandb_project: str = "") -> None:
         """Opens ``workdir/metrics.jsonl`` for steps after ``first_step`` and ``workdir/tensorboard``.
 
-        With a project, scalars also go to Weights & Biases, to a run that a resumed one continues.
+        Of several processes, only the first writes. With a project, scalars also go to Weights & Biases, to a run that
+        a resumed one continues.
 
         Raises:
           UserError: if there is a project, and wandb is not installed.
         """
+        self.path = workdir / "metrics.jsonl"
+        self._kept: list[dict[str, Any]] = []
+        if not group.first:
+            return
         self._wandb = _wandb_run(workdir, wandb_project) if wandb_project else None
         workdir.mkdir(parents=True, exist_ok=True)
-        self.path = workdir / "metrics.jsonl"
         kept = _lines_up_to(self.path, first_step)
         self._kept = [json.loads(line) for line in kept]
         with whole_file(self.path) as partial:
@@ -49,15 +54,17 @@ class MetricsWriter:
 
     def has(self, step: int, prefix: str) -> bool:
         """Returns whether the file had a line of a step, with names that begin so, when it was opened."""
-        return any(
+        return group.from_first("metrics", lambda: any(
             line["step"] == step and any(n.startswith(prefix) for n in line) for line in self._kept
-        )
+        ))  # fmt: skip
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes scalars, arrays or numbers, as one line ``{"step": step, name: value, ...}``.
 
         Non-finite values become strings in JSON.
         """
+        if not group.first:
+            return
         plain = {name: float(value) for name, value in scalars.items()}
         json_safe = {k: v if math.isfinite(v) else str(v) for k, v in plain.items()}
         self._file.write(json.dumps({"step": step, **json_safe}) + "\n")
@@ -67,6 +74,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes all."""
+        if not group.first:
+            return
         self._file.close()
         self._board.close()
         if self._wandb is not None:

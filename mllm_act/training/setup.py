@@ -18,6 +18,7 @@ from mllm_act.adapters import adapter_class, adapter_settings
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, parsing, provenance
 from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
+from mllm_act.distributed.exchange import group
 from mllm_act.errors import UserError
 from mllm_act.models import presets
 from mllm_act.normalization import Statistics
@@ -45,6 +46,7 @@ MAY_DIFFER = (
     "config.validate_every",
     "config.validation_windows",
     "config.checkpoint_every",
+    "config.stall_minutes",
     "config.mesh",
     "config.wandb",
     "config.remat",
@@ -150,8 +152,9 @@ def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> R
         texts = embodiments.texts(sources.values())
         text_tokenizer = train_text_tokenizer(texts, model.language.action_tokens)
     batch_size = config.data.batch_size
+    part = sharding.part_of(mesh) if devices is None else (0, 1)
     robots = embodiments.make_embodiments(
-        sources, model, text_tokenizer, batch_size, shards * config.accumulate
+        sources, model, text_tokenizer, batch_size, shards * config.accumulate, part
     )
     steps = config.steps
     if steps is None:
@@ -216,12 +219,15 @@ def start_or_resume(
     Raises:
       UserError: if the checkpoint belongs to another run or version.
     """
-    meta, step = run.meta(config), checkpoints.latest_step
+    meta = run.meta(config)
+    fingerprints = {name: e.source.statistics.fingerprint for name, e in run.embodiments.items()}
+    group.expect_same("data", {f"the data of {name}": x for name, x in fingerprints.items()})
+    step = group.from_first("newest step", lambda: checkpoints.latest_step)
     if step is None:
         state, frozen = _start(run, config.seed)
         meta["frozen"] = save_frozen(workdir, parameters.flatten(frozen))
     else:
-        saved = checkpoints.meta(step)
+        saved = group.from_first("checkpoint", lambda: checkpoints.meta(step))
         with parsing(saved, f"{workdir}/checkpoints/{step}"):
             state, frozen = _resume(run, checkpoints, step, saved, meta, workdir)
             batches.restore(saved["iterator"])

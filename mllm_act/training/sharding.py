@@ -102,7 +102,80 @@ def of_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(placement.BATCH))
 
 
+def part_of(mesh: Mesh) -> tuple[int, int]:
+    """Returns which part of a batch's rows is on this process's devices, and how many parts there are.
+
+    Processes whose devices differ only along ``tensor`` hold the same part.
+
+    Raises:
+      UserError: if the process's rows are not one of several equal parts.
+    """
+    by_row = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    own = [
+        row
+        for row, devices in enumerate(by_row)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    parts, uneven = divmod(len(by_row), len(own))
+    if uneven or own != list(range(own[0], own[0] + len(own))) or own[0] % len(own):
+        raise UserError(
+            f"config.mesh: expected the batch's {len(by_row)} parts to be divided equally among the processes, found "
+            f"{own} in process {jax.process_index()}; make tensor a divisor or a multiple of a process's devices"
+        )
+    return own[0] // len(own), parts
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's part of a batch (numpy arrays) on its devices, as global arrays."""
+    """Puts this process's part of a batch (numpy arrays) on its devices, as global arrays.
+
+    Of packed images (see ``mllm_act.batch``) only those that exist are sent.
+    """
     sharding = of_batch(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    observation = batch.observation
+    packed = {name: x for name, x in observation.images.items() if x.ndim == 4}
+    rest = {name: x for name, x in observation.images.items() if x.ndim != 4}
+    batch = batch.replace(observation=observation.replace(images=rest))
+    placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    if not packed:
+        return placed
+    images = {name: _unpack(x, observation.mask, mesh) for name, x in packed.items()}
+    images = {name: images[name] if name in packed else placed.observation.images[name] for name in
+              observation.images}  # fmt: skip
+    return placed.replace(observation=placed.observation.replace(images=images))
+
+
+PIECES = 8  # sizes that packed images are padded to, each of which is compiled for once
+
+
+def _unpack(images: np.ndarray, mask: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Sends packed images [N, H, W, 3] to this process's devices; returns the global array [B, T, H, W, 3].
+
+    The devices put images in the places that ``mask``, bool[b, T], says, and zeros in the others.
+    """
+    rows, steps = mask.shape
+    sharding, shape = of_batch(mesh), (rows * part_of(mesh)[1], steps, *images.shape[1:])
+    slices = {
+        device: index[0].indices(shape[0])[:2]
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+        if index is not None
+    }
+    first = min(start for start, _ in slices.values())
+    counts = np.concatenate([[0], np.cumsum(mask.sum(1))])
+    places = (np.cumsum(mask) - 1).reshape(mask.shape)  # of each step's image among the packed
+    on_devices = []
+    for device, (start, end) in slices.items():
+        own = slice(start - first, end - first)
+        begin, stop = counts[own.start], counts[own.stop]
+        piece = -(-(end - start) * steps // PIECES)
+        size = piece * max(1, -(-(stop - begin) // piece))
+        chunk = np.zeros((size, *images.shape[1:]), images.dtype)
+        chunk[: stop - begin] = images[begin:stop]
+        index = np.where(mask[own], places[own] - begin, size).astype(np.int32)
+        on_devices.append(_spread(*jax.device_put((chunk, index), device)))
+    return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
+
+
+@jax.jit
+def _spread(images: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns ``images[index]``, zeros where the index is beyond them."""
+    return images.at[index].get(mode="fill", fill_value=0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from mllm_act.batch import Batch, Observation, check_batch
 from mllm_act.errors import UserError
 from mllm_act.training import sharding
 
@@ -46,3 +47,26 @@ def test_meshes_that_cannot_be(sizes: tuple[int, int, int]) -> None:
 def test_the_rest_of_the_devices_go_to_the_axis_that_says_so() -> None:
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     assert mesh.shape["data"] == jax.device_count()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_packed_images_are_put_where_the_mask_says(share: float) -> None:
+    """Only those that exist are sent; the rest of the batch is placed as ever."""
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    rows = 4 * jax.device_count()
+    mask = np.sort(rng.random((rows, 5)) < share)[:, ::-1]
+    images = rng.integers(1, 255, (rows, 5, 6, 4, 3)).astype(np.uint8) * mask[..., None, None, None]
+    batch = Batch(
+        Observation(
+            images={"a": images[mask], "b": images}, proprio=np.zeros((rows, 5, 1), np.float32),
+            mask=mask, prompt=np.zeros((rows, 2), np.int32), prompt_mask=np.ones((rows, 2), bool),
+        ),
+        action=np.ones((rows, 5, 2), np.float32),
+    )  # fmt: skip
+    check_batch(batch)
+    placed = sharding.place_batch(batch, mesh)
+    for name in ("a", "b"):
+        found = placed.observation.images[name]
+        np.testing.assert_array_equal(found, images)
+        assert found.sharding == sharding.of_batch(mesh)
+    np.testing.assert_array_equal(placed.action, batch.action)

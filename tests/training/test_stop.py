@@ -15,6 +15,7 @@ from mllm_act import errors, train, train_tokenizer
 from mllm_act.checkpoints import checkpoint
 from mllm_act.config import load_config
 from mllm_act.errors import Interrupted, signals
+from mllm_act.training import step
 from mllm_act.training.metrics import MetricsWriter
 from tests.data_pipelines import tiny_rlds
 
@@ -89,7 +90,7 @@ def test_a_policy_stopped_again_and_again_equals_an_undisturbed_one(
     run("train", data, whole)
 
     # Before the first update, which compiles, there is nothing to save.
-    with pytest.raises(KeyboardInterrupt), signalled(signal.SIGTERM, train, "update"):
+    with pytest.raises(KeyboardInterrupt), signalled(signal.SIGTERM, step, "update"):
         run("train", data, stopped)
     assert not list((stopped / "checkpoints").iterdir())
 

@@ -1,5 +1,6 @@
 """The pipeline on real TFDS files: complete, disjoint, restorable, and clear about bad input."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -92,6 +93,19 @@ def test_padding_is_zero(directory: Path) -> None:
             assert not values[~batch["mask"]].any()
 
 
+@pytest.mark.parametrize("kind", [TrainBatches, EvalBatches])
+def test_packed_images_are_those_that_exist(directory: Path, kind: type) -> None:
+    more = {"seed": 0} if kind is TrainBatches else {}
+    whole, packed = (
+        kind(open_dataset(directory), "train", batch_size=4, context=9, packed=packed, **more)
+        for packed in (False, True)
+    )
+    for batch, one in zip(itertools.islice(whole, 3), packed, strict=False):
+        images, existing = (x.pop("images")["corner4"] for x in (batch, one))
+        np.testing.assert_array_equal(images[batch["mask"]], existing)
+        assert same(batch, one)
+
+
 def chunks_written(episode: int, length: int, chunk: int) -> np.ndarray:
     """[length, chunk, A] of an episode as tiny_rlds wrote it, its last action repeated."""
     stored = [step["action"] for step in tiny_rlds.episode(episode, length)["steps"]]
@@ -161,17 +175,22 @@ def test_epochs_differ(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_processes_read_disjoint_files_that_are_all(directory: Path, count: int) -> None:
-    shares = [
-        one_epoch(train(directory, batch_size=1, process_index=index, process_count=count))
-        for index in range(count)
-    ]
-    assert all(shares)
-    assert sum(shares, Counter()) == Counter(
-        (episode, step)
-        for episode, length in enumerate(n for of_file in LENGTHS for n in of_file)
-        for step in range(length)
-    )
+def test_processes_read_the_rows_that_one_process_would(directory: Path, count: int) -> None:
+    """Disjoint and complete, in the same order, also after a resume in another number of processes."""
+    whole = train(directory)
+    for _ in range(5):  # more than an epoch is 11
+        next(whole)
+    parts = [train(directory, process_index=i, process_count=count) for i in range(count)]
+    for part in parts:
+        part.restore(whole.state())
+    for _ in range(12):
+        batch, rows = next(whole), [next(part) for part in parts]
+        together = tf.nest.map_structure(lambda *x: np.concatenate(x), *rows)
+        assert same(batch, together)
+        assert all(part.state() == whole.state() for part in parts)
+    again = train(directory)
+    again.restore(parts[-1].state())
+    assert same(next(again), next(whole))
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
@@ -260,7 +279,7 @@ def test_shuffle_buffer_holds_the_megabytes_stated(directory: Path) -> None:
     small, large = train(directory, shuffle_megabytes=1), train(directory, shuffle_megabytes=50)
     assert large.shuffle_windows == pytest.approx(50 * small.shuffle_windows, rel=0.02)
     growth = large.host_memory_megabytes - small.host_memory_megabytes
-    assert growth == pytest.approx(49)
+    assert growth == pytest.approx(49, abs=0.1)
 
 
 def test_record_walk_reads_the_stored_checksums(tmp_path: Path) -> None:

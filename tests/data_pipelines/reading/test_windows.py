@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data_pipelines.reading.episodes import read_actions
 from data_pipelines.reading.pipeline import EvalBatches, TrainBatches
 from data_pipelines.reading.rlds import open_dataset
+from data_pipelines.reading.segments import segments_of
 from data_pipelines.reading.statistics import dataset_statistics
 from data_pipelines.reading.windows import segments, window_index
 from data_pipelines.tensorflow_cpu import tf
@@ -25,7 +26,7 @@ def test_windows_hold_every_step_once_in_order_under_one_instruction(
     sentences: str, context: int, data: st.DataObject
 ) -> None:
     offset = data.draw(st.integers(0, context - 1))
-    first, _ = segments(tf.constant(list(sentences)))
+    first, _ = segments(tf.constant(list(sentences))[:, None])
     index, mask = (array.numpy() for array in window_index(first, tf.constant(offset), context))
     assert index[mask].tolist() == list(range(len(sentences)))
     assert mask[:, 0].all() and (np.diff(mask.astype(int)) <= 0).all()  # padding only at the end
@@ -95,3 +96,4 @@ def test_windows_are_counted_as_they_are_cut(directory: Path, context: int) -> N
     masks = [batch["mask"] for batch in batches]  # too few would lack steps, too many be empty
     assert sum(int(mask.sum()) for mask in masks) == sum(map(len, SENTENCES))
     assert all(mask.any() for mask in masks)
+    assert int(segments_of(dataset, "val").windows(context).sum()) == len(masks)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import shards
 from data_pipelines.generate import generate
 from data_pipelines.reading.episodes import read_episodes
 from data_pipelines.reading.pipeline import TrainBatches
 from data_pipelines.reading.rlds import Dataset, open_dataset
 from data_pipelines.reading.statistics import dataset_statistics
 from data_pipelines.tensorflow_cpu import tf
-from data_pipelines.writing import builder, recording
+from data_pipelines.writing import recording
 from mllm_act import envs
 from mllm_act.envs.babyai import expert
 from mllm_act.errors import UserError
@@ -139,7 +140,7 @@ def test_a_full_disk_while_the_dataset_is_written(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))  # as if the disk were full
     try:
         with pytest.raises(OSError, match="File too large"):
-            builder.write("babyai", {"train": [episode]}, tmp_path / "rlds")
+            shards.write("babyai", {"train": [episode]}, tmp_path / "rlds", 1, 60)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
