@@ -96,3 +96,21 @@ def test_processes_share_the_windows(config: Any, monkeypatch: pytest.MonkeyPatc
         batch = robot.to_batch(arrays)
         assert len(batch.action) == 3 and int(batch.observation.mask.any(1).sum()) == counts[-1]
     assert counts == [2, 3]
+
+
+def test_all_faults_of_a_mixture_are_in_one_error(config: Any, tmp_path: Path) -> None:
+    config = config.copy_and_resolve_references()
+    for name, unit in zip(NAMES, ("m", "cm"), strict=True):
+        (tmp_path / f"{name}.py").write_text(
+            "from data_pipelines.mapping import DataMapping, Part\n"
+            "MAPPING = DataMapping('arm', {'front': 'observation/image/corner4'}, "
+            f"(Part('action', ('x', 'y'), {unit!r}),))\n"
+        )
+        config.mixture[name].data.mapping = str(tmp_path / f"{name}.py")
+    units = r"found 'arm' in both mappings, whose action_units are \['m', 'm'\] and \['cm', 'cm'\]"
+    with pytest.raises(UserError, match=rf"mixture.tiny7: .* than config.mixture.tiny, {units}"):
+        embodiments.open_sources(config)
+    for name in NAMES:
+        config.mixture[name].data.directory = f"/no/{name}"
+    with pytest.raises(UserError, match="/no/tiny: no such .*; /no/tiny7: no such directory"):
+        embodiments.open_sources(config)
