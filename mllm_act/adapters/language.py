@@ -24,11 +24,16 @@ from mllm_act.normalization import Statistics
 
 @dataclasses.dataclass(frozen=True)
 class LanguageConfig:
-    """The names of the actions, the token ids of each, and the token that ends and pads them."""
+    """The names of the actions, the token ids of each, and the token that ends and pads them.
+
+    Without ``filter`` the whole vocabulary may follow, as an ablation: tokens that are no action decode to -1, which
+    simulators refuse. Reinforcement learning takes it for an action that does nothing.
+    """
 
     actions: tuple[str, ...]
     sequences: Sequences
     end: int
+    filter: bool = True
 
 
 class Language(Discrete):
@@ -48,6 +53,7 @@ class Language(Discrete):
         sequences: Sequence[Sequence[int]],
         end: int,
         vocabulary: int,
+        filter: bool = True,
     ) -> None:
         """Makes the trie.
 
@@ -57,13 +63,14 @@ class Language(Discrete):
           sequences: the token ids of each action.
           end: the token that pads shorter sequences.
           vocabulary: V, the number of token ids of the language model.
+          filter: whether only tokens may follow that lead to an action.
 
         Raises:
           UserError: if a sequence is empty or occurs twice, a token is not in the vocabulary, or the demonstrations
             have an action that is not in the list.
         """
         super().__init__(statistics, names)
-        self.end, self.vocabulary = end, vocabulary
+        self.end, self.vocabulary, self.filter = end, vocabulary, filter
         self.trie = Trie(_padded(self.names, sequences, end, vocabulary))
         self.tokens_per_action = len(self.trie.sequences[0])
         self.embedding: Float[Array, "V D"] | None = nnx.data(None)
@@ -74,13 +81,15 @@ class Language(Discrete):
         cls, config: LanguageConfig, statistics: Statistics, vocabulary: Vocabulary, rngs: nnx.Rngs
     ) -> "Language":
         """See ``Adapter.make``."""
-        return cls(statistics, config.actions, config.sequences, config.end, vocabulary.size)
+        sequences, size = config.sequences, vocabulary.size
+        return cls(statistics, config.actions, sequences, config.end, size, config.filter)
 
     def with_rows(self, embedding: Float[Array, "V D"], head: Float[Array, "V D"]) -> "Language":
         """See ``Adapter.with_rows``."""
-        sequences = self.trie.sequences
-        adapter = type(self)(self.statistics, self.names, sequences, self.end, self.vocabulary)
-        adapter.embedding, adapter.head = embedding, head[self.trie.candidates]
+        sequences, size = self.trie.sequences, self.vocabulary
+        adapter = type(self)(self.statistics, self.names, sequences, self.end, size, self.filter)
+        adapter.embedding = embedding
+        adapter.head = head[self.trie.candidates] if self.filter else head
         return adapter
 
     def encode(self, action: Float[Array, "... 1"]) -> Int[Array, "... M"]:
@@ -99,7 +108,9 @@ class Language(Discrete):
         return self.embedding[tokens]
 
     def allowed(self, prefix: Int[Array, "... j"]) -> Bool[Array, "... C"]:
-        """See ``Adapter.allowed``; the C tokens are ``trie.candidates``."""
+        """See ``Adapter.allowed``; the C tokens are ``trie.candidates``, without the filter all V."""
+        if not self.filter:
+            return jnp.ones((*prefix.shape[:-1], self.vocabulary), bool)
         return self.trie.allowed(self.trie.walk(prefix)[..., -1])
 
     def _logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... C"]:
@@ -110,15 +121,23 @@ class Language(Discrete):
     def _log_probs(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M C"]:
-        allowed = self.trie.allowed(self.trie.walk(tokens[..., :-1]))
-        return filtered_log_softmax(self._logits(hidden), allowed)
+        logits = self._logits(hidden)
+        if not self.filter:
+            return filtered_log_softmax(logits, jnp.ones_like(logits, bool))
+        return filtered_log_softmax(logits, self.trie.allowed(self.trie.walk(tokens[..., :-1])))
+
+    def _columns(self, tokens: Int[Array, "*B"]) -> Int[Array, "*B"]:
+        """Returns which of the head's rows tokens are."""
+        return self.trie.columns(tokens) if self.filter else jnp.maximum(tokens, 0)
 
     def _of_tokens(
         self, log_probs: Float[Array, "B T M C"], tokens: Int[Array, "B T M"]
     ) -> Float[Array, "B T M"]:
         """Picks the log-probabilities of the tokens; -inf for a token that is not a candidate."""
-        column = self.trie.columns(tokens)[..., None]
-        known = (tokens[..., None] == self.trie.candidates).any(-1)
+        column = self._columns(tokens)[..., None]
+        known = tokens >= 0
+        if self.filter:
+            known = (tokens[..., None] == self.trie.candidates).any(-1)
         return jnp.where(known, jnp.take_along_axis(log_probs, column, axis=-1)[..., 0], -jnp.inf)
 
     def loss(
@@ -134,7 +153,7 @@ class Language(Discrete):
         """
         log_probs = self._log_probs(hidden, tokens)
         cross_entropy = -self._of_tokens(log_probs, tokens)
-        correct = log_probs.argmax(-1) == self.trie.columns(tokens)
+        correct = log_probs.argmax(-1) == self._columns(tokens)
         count = jnp.maximum(mask.sum(), 1)
         per_token = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
         accuracy = jnp.where(mask[..., None], correct, False).sum((0, 1)) / count
@@ -151,7 +170,7 @@ class Language(Discrete):
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]
     ) -> tuple[Float[Array, "B T M C"], Int[Array, "B T M"]]:
         """See ``Adapter.log_probs``."""
-        return self._log_probs(hidden, tokens), self.trie.columns(tokens)
+        return self._log_probs(hidden, tokens), self._columns(tokens)
 
     def sample(
         self,
@@ -162,6 +181,8 @@ class Language(Discrete):
         key: Keys | None = None,
     ) -> Int[Array, "B M"]:
         """See ``Adapter.sample``. The model runs up to the last token that the earlier ones do not determine."""
+        if not self.filter:
+            return self._sample_any(hidden, extend, state, key)
         trie, node, tokens = self.trie, jnp.zeros(len(hidden), jnp.int32), []
         last = max(trie.decisions, default=-1)
         for j in range(self.tokens_per_action):
@@ -177,6 +198,19 @@ class Language(Discrete):
                 hidden, state = extend(self.embed(tokens[-1]), state)
         return jnp.stack(tokens, axis=-1)
 
+    def _sample_any(
+        self, hidden: Float[Array, "B D"], extend: Extend, state: Any, key: Keys | None
+    ) -> Int[Array, "B M"]:
+        """Decodes M tokens without the filter."""
+        tokens: list[Array] = []
+        for j in range(self.tokens_per_action):
+            if tokens:
+                hidden, state = extend(self.embed(tokens[-1]), state)
+            logits = self._logits(hidden)
+            token_key = None if key is None else fold_in(key, j)
+            tokens.append(choose(logits, jnp.ones_like(logits, bool), token_key).astype(jnp.int32))
+        return jnp.stack(tokens, axis=-1)
+
 
 class SemLang(Language):
     """Actions in the words of their names."""
@@ -185,7 +219,8 @@ class SemLang(Language):
     def configure(cls, settings: Mapping[str, Any], facts: RunFacts) -> LanguageConfig:
         """See ``Adapter.configure``."""
         sequences = action_words.words(facts.text_tokenizer, facts.actions)
-        return LanguageConfig(facts.actions, sequences, action_words.end(facts.text_tokenizer))
+        end = action_words.end(facts.text_tokenizer)
+        return LanguageConfig(facts.actions, sequences, end, **settings)
 
 
 class Lang(Language):
@@ -197,7 +232,8 @@ class Lang(Language):
         words = action_words.words(facts.text_tokenizer, facts.actions)
         digits = action_words.digits(facts.text_tokenizer)
         sequences = action_words.digit_sequences(facts.actions, words, digits)
-        return LanguageConfig(facts.actions, sequences, action_words.end(facts.text_tokenizer))
+        end = action_words.end(facts.text_tokenizer)
+        return LanguageConfig(facts.actions, sequences, end, **settings)
 
 
 def _padded(

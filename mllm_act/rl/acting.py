@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
 from mllm_act import placement
 from mllm_act.models import episode
@@ -29,7 +29,7 @@ def decide(
     images: Mapping[str, Array],
     proprio: Array,
     position: Array,
-    key: PRNGKeyArray,
+    key: Array,
     slots: Array,
 ) -> tuple[Array, Array, Array, Memory]:
     """Draws the actions of one half; returns tokens, actions, log-probabilities and the new memory."""
@@ -130,7 +130,7 @@ class Actor:
         trained: nnx.State,
         frozen: nnx.State,
         segments: Sequence[Segment],
-        key: PRNGKeyArray,
+        key: Array,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draws an action for the newest observation of each segment; returns tokens, actions and log-probabilities."""
         newest = [segment.observations[-1] for segment in segments]

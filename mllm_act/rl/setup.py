@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,6 +17,7 @@ from ml_collections.config_dict import ConfigDict
 from mllm_act import envs, parameters
 from mllm_act.adapters import adapter_settings
 from mllm_act.adapters.base import Adapter
+from mllm_act.adapters.language import Language
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, parsing, provenance
 from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
@@ -239,6 +241,8 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def log_actions(adapter: Adapter, spec: EnvSpec) -> float:
     """Returns the logarithm of the number of actions that an adapter can write."""
+    if isinstance(adapter, Language) and not adapter.filter:
+        return adapter.tokens_per_action * math.log(adapter.vocabulary)
     if adapter.discrete:
         return math.log(max(len(spec.choices), 2))
     return adapter.tokens_per_action * math.log(adapter.codes)
@@ -306,7 +310,7 @@ def empty_action(run: Run) -> np.ndarray:
 
     def encode() -> jax.Array:
         make = _maker(run.network_config, run.spec.name, run.statistics, 0)
-        return make().adapters[run.spec.name].encode(low)
+        return make().adapters[run.spec.name].encode(jnp.asarray(low))
 
     return np.asarray(jax.jit(encode)())
 

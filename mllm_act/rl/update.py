@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from mllm_act.batch import Observation
 from mllm_act.policy.network import PolicyNetwork
@@ -110,8 +110,8 @@ def compute(
     frozen: nnx.State,
     observation: Observation,
     tokens: Array,
-) -> tuple[Float[Array, "R T"], Float[Array, "R T"], Float[Array, "R T"]]:
-    """Returns log-probability, entropy and value at every step of a block."""
+) -> tuple[Array, Array, Array]:
+    """Returns log-probability, entropy and value at every step of a block, [R, T]."""
     network: PolicyNetwork = nnx.merge(recipe.graph, learned["trained"], frozen)
     shards = recipe.mesh.shape["data"] * recipe.mesh.shape["fsdp"]
     adapter, hidden = network.hidden(recipe.name, observation, tokens, skip_padding=shards)
@@ -161,10 +161,10 @@ def learn_block(
     observation: Observation,
     tokens: Array,
     targets: Targets,
-    count: Float[Array, ""],
+    count: Array,
     gradients: Any,
-    differentiate: Bool[Array, ""],
-) -> tuple[Any, dict[str, Array], Float[Array, "R T"], Float[Array, "R T"]]:
+    differentiate: Array,
+) -> tuple[Any, dict[str, Array], Array, Array]:
     """Adds a block's gradients to those of its minibatch, or with ``differentiate`` false only looks.
 
     Returns:

@@ -19,7 +19,7 @@ from mllm_act.errors import UserError
 from mllm_act.models.language import LanguageConfig
 from mllm_act.models.mllm import MLLM
 from mllm_act.policy import prompt
-from tests.adapters.discrete import D, V, language, rows, statistics
+from tests.adapters.discrete import D, V, extend, language, rows, statistics
 from tests.models import tiny
 
 BABYAI = ("left", "right", "forward", "pick", "drop", "toggle")
@@ -215,3 +215,17 @@ def test_words_without_a_token_and_vocabularies_without_digits_are_refused() -> 
         action_words.digits(text)
     with pytest.raises(UserError, match="newline"):
         action_words.end(text)
+
+
+def test_without_the_filter_any_token_may_follow() -> None:
+    free = Language(statistics(0, 1), ["a", "b"], [(3,), (4, 5)], 9, V, filter=False)
+    adapter = free.with_rows(*rows(0))
+    keys = jax.random.split(jax.random.key(0), 200)
+    hidden = jax.random.normal(jax.random.key(1), (200, D))
+    tokens = adapter.sample(hidden, jnp.zeros((200, 0)), extend, hidden, keys)
+    assert set(np.unique(tokens)) == set(range(V))
+    assert (adapter.decode(tokens) == -1).mean() > 0.8  # 2 of 144 pairs are actions
+    assert adapter.decode(jnp.array([[3, 9], [4, 5]])).tolist() == [[0.0], [1.0]]
+    log_probs, column = adapter.log_probs(hidden[:, None, None].repeat(2, 2), tokens[:, None])
+    np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(column[:, 0], tokens)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act.config import load_config
@@ -38,12 +39,25 @@ def register(monkeypatch: Any) -> None:
 
 def config(**overrides: Any) -> ConfigDict:
     """Returns the config of a run; ``overrides`` have double underscores for dots."""
-    result = load_config(f"{ROOT}/configs/rl/common.py:categorical,preset=corridor")
+    adapter = overrides.pop("adapter", "categorical")
+    result = load_config(f"{ROOT}/configs/rl/common.py:{adapter},preset=corridor")
+    if adapter == "categorical":
+        result.adapter.hidden = 32
     result.update_from_flattened_dict({
         "env.name": "corridor", "prompt_template": "{instruction}", "prompt_tokens": 4, "steps": 4,
-        "adapter.hidden": 32, "rollout.simulators": 16, "rollout.steps": 8, "rollout.workers": 1,
+        "rollout.simulators": 16, "rollout.steps": 8, "rollout.workers": 1,
         "ppo.minibatches": 2, "optimizer.learning_rate": 3e-3, "optimizer.max_grad_norm": 1.0,
         "checkpoint_every": 100,
         **{key.replace("__", "."): value for key, value in overrides.items()},
     })  # fmt: skip
     return result
+
+
+def in_bfloat16() -> presets.Preset:
+    """Returns the preset in 16 bits."""
+    return dataclasses.replace(PRESET, model=dataclasses.replace(PRESET.model, dtype="bfloat16"))
+
+
+def cpu() -> Any:
+    """Returns a device."""
+    return jax.devices("cpu")[0]
