@@ -5,6 +5,7 @@ the next episode in the same request that ends the last one.
 """
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from mllm_act.envs.base import EnvObservation, Job
 from mllm_act.envs.processes import TIMEOUT, DeadWorker, Worker
 from mllm_act.errors import UserError
 
-REPLACED = 3  # how often a worker may die without a step in between
+REPLACED = 3  # how often a worker may die without an answer in between
 
 
 class Step(NamedTuple):
@@ -55,8 +56,9 @@ class Simulators:
             "timeout": timeout, "module": envs.ENVS[name], "horizon": horizon,
         }  # fmt: skip
         self._workers = [self._start() for _ in range(min(workers, count))]
-        self._generation = [0] * len(self._workers)  # how often each worker was replaced
-        self._sent: dict[int, int] = {}  # slot -> the generation that its request went to
+        # A worker answers in the order of its requests; the answers may be asked for in another.
+        self._asked: list[deque[int]] = [deque() for _ in self._workers]  # slots
+        self._answers: dict[int, Any] = {}  # by slot; None from a worker that died
         self._deaths = [0] * len(self._workers)
         self._doing = [""] * count
 
@@ -69,12 +71,18 @@ class Simulators:
         """Starts episodes and executes their first actions again; returns all observations of each.
 
         Raises:
-          UserError: of the environment, or a worker died.
+          UserError: of the environment, or workers die again and again.
         """
-        for slot, job, past in zip(slots, jobs, actions, strict=True):
-            self._doing[slot] = f"{job.task}, configuration {job.configuration}, seed {job.seed}"
-            self._send(slot, ("begin", slot, job, list(past)))
-        return [self._receive(slot) for slot in slots]
+        requests = dict(zip(slots, zip(jobs, map(list, actions), strict=True), strict=True))
+        found: dict[int, list[EnvObservation]] = {}
+        while missing := [slot for slot in slots if slot not in found]:  # again, if a worker died
+            for slot in missing:
+                job, past = requests[slot]
+                self.doing(slot, job)
+                self._send(slot, ("begin", slot, job, past))
+            answers = {slot: self._answer(slot) for slot in missing}
+            found |= {slot: answer for slot, answer in answers.items() if answer is not None}
+        return [found[slot] for slot in slots]
 
     def send(self, slot: int, action: np.ndarray | None, then: Job) -> None:
         """Has a simulator execute an action, float32[A]; None executes nothing and takes a step all the same.
@@ -91,48 +99,43 @@ class Simulators:
         Raises:
           UserError: of the environment, the reward is not finite, or workers die again and again.
         """
-        worker = slot % len(self._workers)
-        if self._sent.pop(slot) != self._generation[worker]:
-            return None  # it went to a worker that has died since
-        try:
-            step = self._workers[worker].receive(self._doing[slot])
-        except DeadWorker as error:
-            self._deaths[worker] += 1
-            if self._deaths[worker] > REPLACED:
-                raise UserError(
-                    f"{error}; it was replaced {REPLACED} times, and died again before a step"
-                ) from error
-            self._workers[worker].close()
-            self._workers[worker] = self._start()
-            self._generation[worker] += 1
-            return None
-        self._deaths[worker] = 0
-        if not np.isfinite(step.reward):
+        step: Step | None = self._answer(slot)
+        if step is not None and not np.isfinite(step.reward):
             raise UserError(
                 f"{self._doing[slot]}: expected a finite reward, found {step.reward}; fix the environment"
             )
         return step
 
+    def _answer(self, slot: int) -> Any:
+        worker = slot % len(self._workers)
+        while slot not in self._answers:
+            first = self._asked[worker].popleft()
+            try:
+                self._answers[first] = self._workers[worker].receive(self._doing[first])
+                self._deaths[worker] = 0
+            except DeadWorker as error:
+                self._replace(worker, error)
+                self._answers |= dict.fromkeys((first, *self._asked[worker]))
+                self._asked[worker].clear()
+        return self._answers.pop(slot)
+
+    def _replace(self, worker: int, error: DeadWorker) -> None:
+        self._deaths[worker] += 1
+        if self._deaths[worker] > REPLACED:
+            raise UserError(
+                f"{error}; it was replaced {REPLACED} times and died again before it gave an answer"
+            ) from error
+        self._workers[worker].close()
+        self._workers[worker] = self._start()
+
     def doing(self, slot: int, job: Job) -> None:
         """Names the episode of a slot, for errors."""
         self._doing[slot] = f"{job.task}, configuration {job.configuration}, seed {job.seed}"
 
-    @property
-    def pids(self) -> list[int]:
-        """The ids of the processes."""
-        return [worker.pid for worker in self._workers]
-
     def _send(self, slot: int, request: Any) -> None:
         worker = slot % len(self._workers)
-        self._sent[slot] = self._generation[worker]
+        self._asked[worker].append(slot)
         self._workers[worker].send(request)
-
-    def _receive(self, slot: int) -> list[EnvObservation]:
-        self._sent.pop(slot)
-        observations: list[EnvObservation] = self._workers[slot % len(self._workers)].receive(
-            self._doing[slot]
-        )
-        return observations
 
     def close(self) -> None:
         """Kills the processes."""

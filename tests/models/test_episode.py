@@ -34,7 +34,7 @@ def test_equals_one_pass_per_step(mllm: MLLM, past: int) -> None:
     for row in (0, 1):  # each alone
         first = {CAMERA: jnp.array(images[[row], :past])}
         step_mask = jnp.ones((1, past), bool)
-        ids, mask = prompt[[row]], prompt_mask[[row]]
+        ids, mask = prompt[row : row + 1], prompt_mask[row : row + 1]
         memory = episode.read(mllm, memory, jnp.array([row]), ids, mask, first, step_mask)
     for step in range(past, STEPS):
         position = jnp.full(2, step)

@@ -178,7 +178,7 @@ def test_rewards_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"history": "observations_and_actions"}, "config.history: expected observations"),
         ({"prompt_tokens": 1}, "prompt_tokens: expected prompts of at most 1 tokens"),
         ({"ppo__value_loss": "huber"}, "config.ppo.value_loss: expected one of 'none'"),
-        ({"adapter__name": "uniform"}, "discrete actions of corridor"),
+        ({"adapter": "uniform"}, "discrete actions of corridor"),
     ],
 )
 def test_wrong_configs_are_one_line(overrides: dict[str, Any], message: str) -> None:
