@@ -56,9 +56,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     step = first
     with (
         simulators,
-        Stop() as stop,
+        Stop(config.stall_minutes) as stop,
         checkpoints,
-        MetricsWriter(workdir, first) as writer,
+        MetricsWriter(workdir, first, config.wandb) as writer,
         _progress(run, config, first) as bar,
     ):
         rollout.start(players)

@@ -17,7 +17,7 @@ POLICY = Path(__file__).parents[1] / "policy" / "common.py"
 # Keys of supervised training that say what the policy is.
 KEPT = (
     "seed", "adapter", "preset", "pretrained", "bridge", "weight_dtype", "remat", "lora", "history", "fit",
-    "prompt_template", "prompt_tokens", "mesh",
+    "prompt_template", "prompt_tokens", "mesh", "wandb", "stall_minutes",
 )  # fmt: skip
 
 

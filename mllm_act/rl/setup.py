@@ -21,6 +21,7 @@ from mllm_act.adapters.language import Language
 from mllm_act.checkpoints.checkpoint import Checkpointer, canonical, parsing, provenance
 from mllm_act.checkpoints.frozen import load_frozen, save_frozen
 from mllm_act.config import to_json
+from mllm_act.distributed.exchange import group
 from mllm_act.envs.base import EnvSpec, metadata
 from mllm_act.errors import UserError, nearest
 from mllm_act.normalization import Statistics
@@ -50,7 +51,7 @@ from mllm_act.weights.folder import (
 # What may differ when a run is resumed.
 MAY_DIFFER = (
     "config.init", "config.pretrained", "config.steps", "config.log_every", "config.checkpoint_every", "config.mesh",
-    "config.remat", "config.rollout.workers", "config.rollout.timeout", "network.model.remat",
+    "config.remat", "config.wandb", "config.stall_minutes", "config.rollout.workers", "config.rollout.timeout", "network.model.remat",
 )  # fmt: skip
 SAMPLES = (
     500  # instructions that the text tokenizer learns from, where they differ between episodes
@@ -276,9 +277,9 @@ def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
             f"config.ppo.minibatches: expected at most {simulators}, one whole episode of each simulator, found "
             f"{config.ppo.minibatches}; lower it or raise config.rollout.simulators"
         )
-    if jax.process_count() > 1:
+    if group.count > 1:
         raise UserError(
-            f"expected one process for PPO, found {jax.process_count()}; use one host, with all its devices"
+            f"expected one process for PPO, found {group.count}; use one host, with all its devices"
         )
     name = config.adapter.name
     known = {"name", *adapter_settings(name)}

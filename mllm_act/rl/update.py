@@ -287,8 +287,12 @@ class Learner:
         means = {k: float(np.mean([h[k] for h in history])) for k in (history or [{}])[0]}
         return state, {**means, **found, "steps": float(len(history))}
 
+    def _place(self, arrays: Any) -> Any:
+        return jax.device_put(arrays, sharding.of_batch(self.recipe.mesh))
+
     def _placed(self, block: Block) -> tuple[Observation, Array]:
-        return sharding.place_batch((block.observation, block.tokens), self.recipe.mesh)
+        placed: tuple[Observation, Array] = self._place((block.observation, block.tokens))
+        return placed
 
     def _call(
         self,
@@ -320,7 +324,7 @@ class Learner:
             for block, device in zip(minibatch, devices, strict=True):
                 nothing = np.zeros(block.cells.shape, np.float32)
                 targets = Targets(nothing, nothing, nothing, nothing, nothing > 0)
-                targets = sharding.place_batch(targets, self.recipe.mesh)
+                targets = self._place(targets)
                 gradients, _, log_prob, value = self._call(
                     state, frozen, device, targets, np.float32(1), gradients, False
                 )
@@ -342,7 +346,8 @@ class Learner:
             np.where(exists, grid.reshape(-1)[cells], 0).astype(np.float32) for grid in grids
         )
         targets = Targets(log_prob, value, advantage, returns, exists)
-        return sharding.place_batch(targets, self.recipe.mesh)
+        placed: Targets = self._place(targets)
+        return placed
 
     def _about(
         self, grid: Grid, log_probs: np.ndarray, values: np.ndarray, returns: np.ndarray
