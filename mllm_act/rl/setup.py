@@ -56,6 +56,67 @@ MAY_DIFFER = (
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A PPO run before its first rollout.
+
+    Attributes:
+      mesh: the devices.
+      spec: of the environment.
+      episodes: which are played.
+      network_config: what the network is made of.
+      statistics: that normalise actions and proprioception.
+      prompt: turns instructions into tokens.
+      adapter: abstract.
+      recipe: what the compiled functions need.
+      state: the learned parameters and the optimizer's state, abstract with shardings.
+      frozen: the other parameters, likewise.
+      value: sizes of the value head.
+      given: arrays to start from, by path; empty for fresh ones.
+      pretrained: the folder of pretrained weights, or None.
+      saved: the JSON document of the checkpoint to start from, if there is one.
+    """
+
+    mesh: Mesh
+    spec: EnvSpec
+    episodes: Episodes
+    network_config: NetworkConfig
+    statistics: Statistics
+    prompt: Prompt
+    adapter: Adapter
+    recipe: Recipe
+    state: State
+    frozen: nnx.State
+    value: ValueConfig
+    given: Mapping[str, jax.Array]
+    pretrained: Path | None
+    saved: Mapping[str, Any] | None
+
+    @property
+    def context(self) -> int:
+        """T, the steps that a memory holds."""
+        return self.network_config.embodiments[self.spec.name].context
+
+    def meta(self, config: ConfigDict) -> dict[str, Any]:
+        """Returns the JSON document of the run's checkpoints, except for what changes from step to step."""
+        name, source = self.spec.name, self.pretrained
+        weights = {
+            "pretrained": None if source is None else pretrained_meta(source)["sources"],
+            "text_files": None if source is None else pretrained_text_files(source),  # for export
+        }
+        if self.saved is not None:
+            weights = {key: self.saved.get(key) for key in weights}
+        return canonical({
+            "network": dataclasses.asdict(self.network_config),
+            "statistics": {name: self.statistics.to_dict()},
+            "prompt": {name: self.prompt.to_dict()},
+            "dataset": {name: {**metadata(self.spec), "tasks": sorted(self.episodes.tasks)}},
+            "config": to_json(config),
+            **weights,
+            "provenance": provenance(),
+        })  # fmt: skip
+
+
 def set_up(config: ConfigDict) -> Run:
     """Opens and checks everything that the config names. Nothing is compiled and no parameter is made.
 
