@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from mllm_act.batch import Observation
 from mllm_act.envs.base import EnvObservation
+from mllm_act.policy.prompt import pad
 
 NO_CELL = -1
 SHORTER = 4  # each length of blocks is this part of the one before
@@ -160,6 +161,8 @@ def _block(
     prompt_mask, mask = np.zeros((rows, prompt_tokens), bool), np.zeros((rows, length), bool)
     tokens = np.tile(no_action, (rows, length, *[1] * no_action.ndim))
     cells, values_of = (np.full((rows, length), NO_CELL) for _ in range(2))
+    # Rows without a segment have a prompt, too: attention to nothing is NaN.
+    prompt[:], prompt_mask[:] = _padded(segments[0].prompt, prompt_tokens)
     for row, segment in enumerate(segments):
         n = len(segment.cells)
         for t, seen in enumerate(segment.observations):
@@ -169,8 +172,12 @@ def _block(
             if segment.tokens[t] is not None:
                 tokens[row, t] = segment.tokens[t]
         mask[row, :n] = True
-        prompt[row, : len(segment.prompt)] = segment.prompt
-        prompt_mask[row, : len(segment.prompt)] = True
+        prompt[row], prompt_mask[row] = _padded(segment.prompt, prompt_tokens)
         cells[row, :n], values_of[row, :n] = segment.cells, segment.values_of
     arrays: Any = (images, proprio, mask, prompt, prompt_mask)
     return Block(Observation(*arrays), tokens, cells, values_of)
+
+
+def _padded(prompt: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    ids, mask = pad([prompt], length)
+    return ids[0], mask[0]

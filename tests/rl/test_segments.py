@@ -41,8 +41,9 @@ def test_blocks_hold_every_action_once() -> None:
         assert (block.tokens[~acted] == -7).all()
         np.testing.assert_array_equal(block.observation.mask, acted)
         np.testing.assert_array_equal(block.observation.proprio[acted][:, 0], block.cells[acted])
-        whole = acted.any(1)
-        assert (block.observation.prompt[whole] == [3, 4, 5, 0]).all()
+        # Rows without steps have a prompt as well: FiLM's attention to nothing would be NaN.
+        assert (block.observation.prompt == [3, 4, 5, 0]).all()
+        assert (block.observation.prompt_mask == [True, True, True, False]).all()
         cells += block.cells[acted].tolist()
     assert sorted(cells) == list(range(sum(sizes)))
 
