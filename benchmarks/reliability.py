@@ -221,7 +221,7 @@ def train_in_processes(
     data: Path, folder: Path, processes: int, kills: int, rng: random.Random, seconds: float
 ) -> list[int]:
     """Trains a policy in several processes, and kills one of them so many times; returns which it were."""
-    sizes = "steps=100 log_every=5 checkpoint_every=4 validate_every=50 data.batch_size=4 adapter.bins=16"
+    sizes = "steps=60 log_every=5 checkpoint_every=4 validate_every=30 data.batch_size=4 adapter.bins=16"
     settings = [f"--config.{x}" for x in [*sizes.split(), f"data.directory={data}"]]
     train = [
         sys.executable,

@@ -7,7 +7,6 @@ With ``--env`` it plays episodes and reports success rates. All simulators are s
 the policy acts on them as one batch. An episode ends at its first success or at the horizon. Writes to ``--out``:
 ``episodes.csv`` (one line per episode, with its seed), ``tasks.csv`` (success and Wilson's 95 % interval),
 ``summary.json`` and a video of each task's first episode. The same seed gives the same results, with ``--sample`` too.
-
 With ``--policy=ws://HOST:PORT`` in place of ``--checkpoint``, the policy is that of ``python -m mllm_act.serve``. The
 results are the same; the package in ``clients/python`` must be installed.
 

@@ -68,7 +68,7 @@ def table(workdir: Path) -> str:
     total = parts.pop("total")
     ends = [start[-1]["event"] for start in starts]
     lines = [
-        f"Goodput {parts['updates'] / total:.1%} of {total:.0f} s in {len(starts)} starts, of which "
+        f"Goodput {parts['updates'] / total:.1%} of {total:.0f} s in {len(starts)} start(s), of which "
         f"{ends.count('end')} came to the end, {ends.count('preempt')} were preempted, and "
         f"{len(ends) - ends.count('end') - ends.count('preempt')} were killed or failed.",
         "", "| time in | seconds | share |", "|---|---|---|",
