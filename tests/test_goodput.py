@@ -32,7 +32,9 @@ def test_updates_that_were_made_again_are_lost(tmp_path: Path) -> None:
         "compile": 8, "save": 1, "evaluate": 2, "stopped, and starting": 9,
     })  # fmt: skip
     table = goodput.table(tmp_path)
-    assert table.startswith("Goodput 30.8% of 65 s in 2 start(s), of which 1 came to the end, 0 were")
+    assert table.startswith(
+        "Goodput 30.8% of 65 s in 2 start(s), of which 1 came to the end, 0 were"
+    )
     assert "| lost updates | 10.0 | 15.4% |" in table
 
 
