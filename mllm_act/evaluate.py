@@ -47,7 +47,7 @@ from mllm_act.envs.processes import TIMEOUT, check_timeout
 from mllm_act.envs.results import summarize, table
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError, expect_values, run
-from mllm_act.evaluate_remote import RemotePolicy
+from mllm_act.evaluate_remote import RemotePolicy, check_source
 from mllm_act.files import LOCK, locked, user_path, write_csv, write_json
 from mllm_act.policy import Policy
 
@@ -267,17 +267,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(
             "--env, --data: expected a simulator or recorded episodes, found both; leave one out"
         )
-    if (args.checkpoint is None) == (args.policy is None):
-        raise UserError(
-            f"--checkpoint, --policy: expected one of them, found {'none' if args.policy is None else 'both'}"
-        )
-    if args.policy is not None and (
-        args.data is not None or args.ensembling is not None or args.out is None
-    ):
-        raise UserError(
-            "--policy: expected a simulator and --out, without --data and --ensembling (the server has one), found "
-            "others"
-        )
+    check_source(args)
     for option in RECORDED if args.data is None else SIMULATED:
         if getattr(args, option) != parser.get_default(option):
             kind = "--data" if args.data is None else "a simulator"

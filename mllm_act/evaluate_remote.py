@@ -5,6 +5,7 @@
 Every observation is sent, and the server executes its chunks, so the results are those of an evaluation in one process.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,21 @@ from jaxtyping import Bool, Float, UInt8, UInt32
 from mllm_act.errors import UserError
 
 Memory = list[Any]  # a client for each episode
+
+
+def check_source(args: argparse.Namespace) -> None:
+    """Raises UserError unless exactly one policy is named, and options that a server does not take are left out."""
+    if (args.checkpoint is None) == (args.policy is None):
+        raise UserError(
+            f"--checkpoint, --policy: expected one of them, found {'none' if args.policy is None else 'both'}"
+        )
+    if args.policy is not None and (
+        args.data is not None or args.ensembling is not None or args.out is None
+    ):
+        raise UserError(
+            "--policy: expected a simulator and --out, without --data and --ensembling (the server has one), found "
+            "others"
+        )
 
 
 class RemotePolicy:

@@ -185,6 +185,12 @@ def _parse() -> argparse.Namespace:
         "--rate", type=float, default=1000.0, help="messages per second of a client (default: 1000)"
     )
     add("--max-megabytes", type=float, default=32.0, help="of a message (default: 32)")
+    add(
+        "--save-sessions",
+        type=user_path,
+        metavar="DIR",
+        help="save every history, so that sessions go on after a crash (a few milliseconds for each answer)",
+    )
     add("--record", type=user_path, metavar="DIR", help="keep all requests and answers")
     add("--replay", type=user_path, metavar="DIR", help="compare with recorded requests, and end")
     args = parser.parse_args()
@@ -221,7 +227,8 @@ def main() -> None:
         print(replay(args.replay, load()[0]))
         return
     options = Options(
-        args.host, args.port, args.wait_ms / 1e3, int(args.max_megabytes * 2**20), args.rate, key=key, tls=tls
+        args.host, args.port, args.wait_ms / 1e3, int(args.max_megabytes * 2**20), args.rate, key=key, tls=tls,
+        histories=args.save_sessions,
     )  # fmt: skip
     if args.host not in ("127.0.0.1", "::1", "localhost") and (key is None or tls is None):
         print(

@@ -12,6 +12,7 @@ compiled program for each batch size. Smaller batches are padded; padding writes
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,14 @@ from mllm_act.models.mllm import Reading
 from mllm_act.policy import chunks
 from mllm_act.policy.policy import Policy, Steps
 from mllm_act.policy.prompt import pad
+
+
+def _row(steps: Any, row: Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), steps)
+
+
+def _put(old: Array, new: Array, row: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, row, 0)
 
 
 class Slots:
@@ -59,6 +68,11 @@ class Slots:
         self.policy, self.count, self.sizes, self.tokens = policy, count, tuple(sizes), tokens
         self.image_shapes, self.sample = dict(image_shapes), sample
         self._act = jax.jit(self._compute, donate_argnames="steps")
+        self._row = jax.jit(_row)
+        self._put = jax.jit(
+            lambda steps, one, row: jax.tree.map(lambda x, y: _put(x, y, row), steps, one),
+            donate_argnums=0,
+        )
         self._read = jax.jit(self._compute_reading, donate_argnames=("steps", "reading"))
         self.clear()
 
@@ -120,6 +134,32 @@ class Slots:
         self._steps, self._reading = self._read(
             self.policy.parameters, self._steps, self._reading, np.int32(slot), ids, mask, np.array([again])
         )  # fmt: skip
+
+    def save(self, slot: int) -> list[np.ndarray]:
+        """Returns what is remembered in a slot, without the instruction; numbers of 16 bits as integers."""
+        leaves = jax.device_get(jax.tree.leaves(self._row(self._steps, np.int32(slot))))
+        return [x.view(np.uint16) if x.dtype == jnp.bfloat16 else x for x in leaves]
+
+    def restore(self, slot: int, arrays: Sequence[np.ndarray], ids: Sequence[int]) -> None:
+        """Puts what ``save`` returned into a slot, and reads the instruction with the token ids ``ids``.
+
+        Raises:
+          ValueError: the arrays are of another policy.
+        """
+        like, structure = jax.tree.flatten(jax.eval_shape(self._row, self._steps, np.int32(slot)))
+        if len(like) != len(arrays):
+            raise ValueError(f"expected {len(like)} arrays, found {len(arrays)}")
+        leaves = [
+            array.view(jnp.bfloat16) if leaf.dtype == jnp.bfloat16 else array
+            for array, leaf in zip(arrays, like, strict=True)
+        ]
+        for array, leaf in zip(leaves, like, strict=True):
+            if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(
+                    f"expected {leaf.dtype}{leaf.shape}, found {array.dtype}{array.shape}"
+                )
+        self._steps = self._put(self._steps, jax.tree.unflatten(structure, leaves), np.int32(slot))
+        self.read(slot, ids, again=False)
 
     def act(
         self,
@@ -205,7 +245,7 @@ class Slots:
         again: Bool[Array, " 1"],
     ) -> tuple[Steps, Reading]:
         new = self.policy.read(parameters, ids, mask)
-        one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), steps)
+        one = _row(steps, row)
         one = self.policy.latents_again(parameters, new, again, one)
 
         def put(old: Array, new: Array, axis: int = 0) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mllm_act.policy.slots import Slots
 from mllm_act.serving.requests import Observation
+from mllm_act.serving.store import Saved, Store
 
 
 @dataclasses.dataclass
@@ -32,9 +33,22 @@ class Work:
     first: bool
     read: bool  # the instruction is another than that in the slot
     step_by_step: bool
+    session: str  # its id
+    steps: int  # observations of its episode, this one included
     future: "asyncio.Future[Answer]"
     generation: int = 0
     arrived: float = dataclasses.field(default_factory=time.perf_counter)
+
+
+@dataclasses.dataclass
+class Restoring:
+    """A history from the disk, to be put into a slot; the future says whether it fitted."""
+
+    saved: Saved
+    prompt: list[int]
+    slot: int
+    future: "asyncio.Future[bool]"
+    generation: int = 0
 
 
 class Batcher:
@@ -46,6 +60,7 @@ class Batcher:
         wait: float,
         expected: Callable[[], int],
         failed: Callable[[Exception], None],
+        store: Store | None = None,
     ) -> None:
         """Starts the thread.
 
@@ -54,9 +69,11 @@ class Batcher:
           wait: seconds that an observation may wait for others.
           expected: how many clients are acting; a batch of so many does not wait for more.
           failed: called in the thread when a batch could not be computed, after all slots were cleared.
+          store: saves histories, or None.
         """
         self._slots, self._wait, self._expected, self._failed = slots, wait, expected, failed
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._store = store
+        self._queue: queue.SimpleQueue[Work | Restoring | None] = queue.SimpleQueue()
         self._rng = np.random.default_rng()
         # Of the histories; after a failure, what was submitted to the old ones fails too. The loop's and the thread's.
         self._generation = self._valid = 0
@@ -68,8 +85,8 @@ class Batcher:
         """How many observations wait."""
         return self._queue.qsize()
 
-    def submit(self, work: Work) -> None:
-        """Queues an observation; its future gets the answer. Called in the event loop's thread, as the next one."""
+    def submit(self, work: Work | Restoring) -> None:
+        """Queues an observation or a history; its future gets the answer. Both in the event loop's thread."""
         work.generation = self._generation
         self._queue.put(work)
 
@@ -83,14 +100,19 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
+        after: Work | Restoring | None
         while (work := self._queue.get()) is not None:
-            works, ended = self._gather(work)
-            self._act(works)
-            if ended:
-                return
+            while isinstance(work, Work):
+                works, ended, after = self._gather(work)
+                self._act(works)
+                if ended:
+                    return
+                work = after
+            if work is not None:
+                self._restore(work)
 
-    def _gather(self, work: Work) -> tuple[list[Work], bool]:
-        """Returns a batch that begins with this observation, and whether it is the last one."""
+    def _gather(self, work: Work) -> tuple[list[Work], bool, Restoring | None]:
+        """Returns a batch that begins with this observation, whether it is the last one, and what comes after it."""
         works, largest = [work], self._slots.sizes[-1]
         until = work.arrived + self._wait
         while len(works) < largest:
@@ -101,11 +123,27 @@ class Batcher:
                 else:
                     other = self._queue.get_nowait()
             except queue.Empty:
-                return works, False
+                return works, False, None
             if other is None:
-                return works, True
+                return works, True, None
+            if isinstance(other, Restoring):
+                return works, False, other
             works.append(other)
-        return works, False
+        return works, False, None
+
+    def _restore(self, restoring: Restoring) -> None:
+        fits = restoring.generation == self._valid
+        if fits:
+            try:
+                self._slots.restore(restoring.slot, restoring.saved.arrays, restoring.prompt)
+            except ValueError:
+                fits = False
+
+        def deliver() -> None:
+            if not restoring.future.done():
+                restoring.future.set_result(fits)
+
+        restoring.future.get_loop().call_soon_threadsafe(deliver)
 
     def _act(self, works: list[Work]) -> None:
         _deliver([work for work in works if work.generation < self._valid], None)
@@ -122,6 +160,13 @@ class Batcher:
             _deliver(works, None)
             return
         infer = 1e3 * (time.perf_counter() - began)
+        if self._store is not None:
+            for i, work in enumerate(works):
+                arrays = self._slots.save(work.slot)
+                last = actions[i : i + 1] if work.step_by_step else chunks[i]
+                self._store.write(
+                    work.session, Saved(arrays, work.steps, work.observation.instruction, last)
+                )
         answers = [
             Answer(
                 actions[i : i + 1] if work.step_by_step else chunks[i],

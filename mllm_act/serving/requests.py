@@ -165,9 +165,10 @@ class Checker:
             raise UserError(
                 f"{PROMPT}: expected a text of at most {TEXT} characters, found {_found(text)}"
             )
-        return Observation(images, proprio, text, self._prompt(text), self._key(message))
+        return Observation(images, proprio, text, self.prompt(text), self._key(message))
 
-    def _prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str) -> list[int]:
+        """Returns the token ids of an instruction's prompt; raises UserError if there are too many."""
         if text not in self._prompts:
             ids = self._encode(text)
             if len(self._prompts) >= 1000:  # of strangers

@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -20,12 +21,13 @@ from websockets.exceptions import ConnectionClosed
 from mllm_act.errors import UserError
 from mllm_act.policy.slots import Slots
 from mllm_act.serving import wire
-from mllm_act.serving.batcher import Answer, Batcher, Lost, Work
+from mllm_act.serving.batcher import Answer, Batcher, Lost, Restoring, Work
 from mllm_act.serving.gate import Gate, Rate
 from mllm_act.serving.metrics import Metrics
 from mllm_act.serving.recording import Recorder
 from mllm_act.serving.requests import Checker, Request
 from mllm_act.serving.sessions import Session, Sessions
+from mllm_act.serving.store import Store
 
 CLIENT = "Mllm-Act-Client"  # header of a client that understands errors in binary frames
 DRAIN = 30.0  # seconds for what is in work when the server stops
@@ -47,6 +49,7 @@ class Options:
       ping: seconds between pings, and until an unanswered one ends a connection.
       key: that clients must send, or None.
       tls: or None for plain connections.
+      histories: the folder where they are saved, or None.
     """
 
     host: str = "127.0.0.1"
@@ -57,6 +60,10 @@ class Options:
     ping: float = 20.0
     key: str | None = None
     tls: ssl.SSLContext | None = None
+    histories: Path | None = None
+
+
+Loaded = tuple[Slots, Checker, dict[str, Any]]
 
 
 class Server:
@@ -75,12 +82,13 @@ class Server:
         self._connections: set[ServerConnection] = set()
         self._acting: dict[ServerConnection, float] = {}  # when each sent its last observation
         self._working = 0
+        self._store: Store | None = None
         self.gate = Gate(options.key, sessions, lambda: len(self._connections), self.metrics)
         self._decoders = ThreadPoolExecutor(4, "decode")
 
     async def run(
         self,
-        load: Callable[[], tuple[Slots, Checker, dict[str, Any]]],
+        load: Callable[[], Loaded],
         stop: Callable[[], bool],
         listening: Callable[[int], None],
     ) -> None:
@@ -102,7 +110,13 @@ class Server:
         ) as listener:  # fmt: skip
             slots, self._checker, self._metadata = await asyncio.to_thread(load)
             self._loop = asyncio.get_running_loop()
-            batcher = self._batcher = Batcher(slots, options.wait, self._clients, self._fail)
+            if options.histories is not None:
+                keys = ("statistics", "step", "provenance", "embodiment")
+                policy = repr([self._metadata[key] for key in keys])
+                self._store = Store(options.histories, policy)
+            batcher = self._batcher = Batcher(
+                slots, options.wait, self._clients, self._fail, self._store
+            )
             self.gate.ready = True
             listening(next(iter(listener.sockets)).getsockname()[1])
             while not stop():
@@ -200,6 +214,9 @@ class Server:
                 session.steps = 0
             return {**request.echo, "reset": True, "session": session.id}
         if request.latest and not peer.messages.empty():
+            if request.reset:
+                async with session.busy:
+                    session.steps = 0
             peer.dropped += 1
             self.metrics.dropped.inc()
             return {**request.echo, "dropped": True, "session": session.id}
@@ -235,11 +252,37 @@ class Server:
         read = session.instruction != observation.instruction
         session.instruction = observation.instruction
         session.steps += 1
-        self._batcher.submit(Work(observation, slot, first, read, request.step_by_step, future))
+        self._batcher.submit(
+            Work(
+                observation, slot, first, read, request.step_by_step, session.id, session.steps, future
+            )
+        )  # fmt: skip
         return await future
 
+    async def _saved(self, identity: str) -> Session | None:
+        """Returns a session from the disk, in a slot, or None."""
+        if (
+            self._store is None
+            or (saved := await asyncio.to_thread(self._store.read, identity)) is None
+        ):
+            return None
+        if (found := self._sessions.find(identity)) is not None:  # another connection was faster
+            return found
+        session = Session()
+        session.id = identity
+        slot = self._sessions.use(session)
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        async with session.busy:
+            prompt = self._checker.prompt(saved.instruction)
+            self._batcher.submit(Restoring(saved, prompt, slot, future))
+            if not await future:
+                return None
+            session.steps, session.instruction = saved.steps, saved.instruction
+            session.last = {"actions": saved.actions, "step": saved.steps - 1}
+        return session
+
     async def _resume(self, peer: "Peer", identity: str) -> dict[str, Any]:
-        found = self._sessions.find(identity)
+        found = self._sessions.find(identity) or await self._saved(identity)
         if found is None or found.steps == 0:
             return {"resumed": False, "session": peer.session.id, "step": peer.session.steps}
         if found is not peer.session:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -110,6 +111,31 @@ def test_the_page_holds_everything_and_loads_nothing(
         report.main()
     with pytest.raises(UserError, match="checkpoint"):
         write_page(out, {"none": tmp_path})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_a_browser_shows_the_page_on_a_phone(run: Path, tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", {"a": run, "b": run})
+    picture = tmp_path / "phone.png"
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=390,1200",
+    ]
+    subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", f"file://{tmp_path}/report.html"],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    pixels = iio.imread(picture)[..., :3]
+    assert pixels.shape == (1200, 390, 3)
+    colors = np.unique(pixels.reshape(-1, 3), axis=0)
+    assert [255, 255, 255] in colors.tolist() and len(colors) > 100  # text, bars and curves
+    filled = np.abs(pixels.astype(int) - [0x5B, 0x8F, 0xD9]).max(axis=2) < 3
+    assert filled.sum() > 100, "the bars of success"
 
 
 def test_contrast_of_the_themes() -> None:

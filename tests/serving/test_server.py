@@ -254,6 +254,29 @@ def test_another_server_has_no_history_and_the_client_is_told(loaded: Loaded) ->
         Client(f"ws://127.0.0.1:{port}", wait=0.2)
 
 
+def test_a_saved_history_outlives_the_server(loaded: Loaded, tmp_path: Path) -> None:
+    """Chunks that are executed by the server go on in the middle, and another policy's histories are ignored."""
+
+    def act(client: Client, steps: range) -> list[np.ndarray]:
+        return [client.infer(observation(i) | {"step_by_step": True})["actions"] for i in steps]
+
+    with running(loaded) as server, Client(server.url) as client:
+        expected = act(client, range(6))
+    with running(loaded, histories=tmp_path) as server:
+        client = Client(server.url, wait=20)
+        found = act(client, range(2))
+    with running(loaded, histories=tmp_path) as other:
+        client._url = other.url
+        found += act(client, range(2, 6))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    slots, checker, metadata = loaded
+    with running((slots, checker, metadata | {"step": 7}), histories=tmp_path) as third:
+        client._url = third.url
+        with pytest.raises(SessionLost):
+            act(client, range(1))
+        client.close()
+
+
 def test_a_slow_policy_loses_no_client_and_is_drained(loaded: Loaded) -> None:
     """Inference takes ten times as long as a ping may; then the server stops in the middle of a request."""
     slots, checker, metadata = loaded
