@@ -38,7 +38,7 @@ def dry_run(config: ConfigDict, topology: str) -> None:
     Raises:
       UserError: if the topology does not exist, or its compiler is not installed.
     """
-    devices, slices = _devices(topology)
+    devices, slices = target(topology)
     run = set_up(config, devices)
     batches = {name: _batch(run, name) for name in run.embodiments}
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -62,8 +62,8 @@ def dry_run(config: ConfigDict, topology: str) -> None:
     print(_prediction(prediction, chip, run.operations / len(devices), slices))
 
 
-def _devices(topology: str) -> tuple[Sequence[jax.Device], int]:
-    """Returns the devices of a topology, and the number of its slices."""
+def target(topology: str) -> tuple[Sequence[jax.Device], int]:
+    """Returns the devices of a topology, and the number of its slices; see ``dry_run``."""
     match = TOPOLOGY.match(topology)
     if match is None:
         raise UserError(
@@ -109,7 +109,8 @@ def _rows(run: Run) -> int:
 
 def _placements(run: Run) -> str:
     rows, rest = [], 0
-    for path, leaf in parameters.flatten((run.state["trained"], run.frozen)).items():
+    parts = {"trained": run.state["trained"], "frozen": run.frozen}
+    for path, leaf in parameters.flatten(parts).items():
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         if leaf.size * leaf.dtype.itemsize < 2**20:
             rest += size

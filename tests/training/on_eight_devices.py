@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from mllm_act.training import sharding
 from mllm_act.training.compiled import collectives
 from mllm_act.training.step import Recipe, State, jit_update
 
+HERE = Path(__file__).parent
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 ROWS = 11  # windows of a device; no size of a parameter is a multiple of it, every size of an activation is
 CONTEXT, PROMPT = 3, 6
