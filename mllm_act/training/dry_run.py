@@ -97,10 +97,14 @@ def _batch(run: Run, name: str) -> Batch:
     robot = run.embodiments[name]
     one = dataclasses.replace(robot, rows=1, share=1)
     batch = one.to_batch(next(iter(one.validation_batches(1))))
-    split = sharding.of_batch(run.mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((robot.rows, *x.shape[1:]), x.dtype, sharding=split), batch
-    )
+    split, steps = sharding.of_batch(run.mesh), batch.observation.mask.shape[1:]
+
+    def whole(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+        packed = "/images/" in parameters.name(path) and x.ndim == 4  # see mllm_act.batch
+        shape = (robot.rows, *(steps if packed else ()), *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=split)
+
+    return jax.tree_util.tree_map_with_path(whole, batch)
 
 
 def _rows(run: Run) -> int:
