@@ -5,6 +5,7 @@
     python benchmarks/serving.py hostile --checkpoint=runs/demo/rvq --messages=10000
     python benchmarks/serving.py latency --checkpoint=runs/demo/rvq
     python benchmarks/serving.py kill --checkpoint=runs/demo/rvq
+    python benchmarks/serving.py kill --checkpoint=runs/demo/rvq --more=--save-sessions=runs/sessions
 
 Each starts ``python -m mllm_act.serve`` as a process of its own and prints one line of JSON. Every client plays an
 episode of random observations, its own, again and again: an answer is right if it is what that client got for that step
@@ -50,6 +51,7 @@ class Served:
             f"--checkpoint={args.checkpoint}",
             f"--port={port}",
         ]
+        command += args.more.split()
         command += [f"--sessions={max(args.clients + 20, 32)}", f"--max-batch={args.max_batch}"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -338,6 +340,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--more", default="", help="options for the server")
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--answers", type=int, default=500)
     args = parser.parse_args()
