@@ -45,7 +45,7 @@ def test_a_preempted_job_is_queued_again_and_finishes(tmp_path: Path) -> None:
             time.sleep(1)
     finally:
         subprocess.run(["scancel", job], capture_output=True)
-    text = log.read_text()
+    text = log.read_text(errors="replace")  # lines of the tasks, cut where they meet
     assert "exit status 143 on start 1" in text and "exit status 0 on start 2" in text, text
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     assert (events.count("start"), events.count("preempt"), events[-1]) == (2, 1, "end")
