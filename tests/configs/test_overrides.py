@@ -35,6 +35,9 @@ def variants() -> Iterator[str]:
                 yield f"{name}:babyai={adapter},metaworld_demo=fast{preset}"
             else:
                 yield f"{name}:{adapter}{preset}"
+    for file in sorted((shipped_configs() / "rl").glob("*.py")):
+        for adapter in ("semlang", "uniform"):
+            yield f"configs/rl/{file.name}:{adapter}"
     for variant in ("rvq", "vq", "fast", "rvq,chunk=4", "fast,chunk=2"):
         yield f"{TOKENIZER}:{variant}"
 
