@@ -13,6 +13,7 @@ the actions.
 import argparse
 import asyncio
 import ssl
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,18 @@ from mllm_act.errors import Interrupted, UserError, run, signals
 from mllm_act.files import user_path
 from mllm_act.policy import Policy
 from mllm_act.policy.slots import Slots
-from mllm_act.serving import recording
-from mllm_act.serving.metadata import IMAGE, PROMPT, STATE, describe, image_shapes
-from mllm_act.serving.requests import Checker
-from mllm_act.serving.server import Options, Server
+
+try:
+    from mllm_act.serving import recording
+    from mllm_act.serving.metadata import IMAGE, PROMPT, STATE, describe, image_shapes
+    from mllm_act.serving.requests import Checker
+    from mllm_act.serving.server import Options, Server
+except ModuleNotFoundError as error:
+    if error.name not in ("msgpack", "prometheus_client", "websockets"):
+        raise
+    sys.exit(
+        f"error: serving needs a package that is not installed ({error}); pip install 'mllm-act[serve]'"
+    )
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:

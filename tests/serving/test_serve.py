@@ -1,5 +1,6 @@
 """The program, with its options and its end."""
 
+import importlib
 import os
 import signal
 import socket
@@ -63,6 +64,14 @@ def test_the_program_serves_until_sigterm(
     assert f"on ws://127.0.0.1:{port}" in capsys.readouterr().out
     assert len(list((tmp_path / "requests").iterdir())) == 1
     signals.deferred = False
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("mllm_act.serv")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    with pytest.raises(SystemExit, match=r"error: .*msgpack.*; pip install 'mllm-act\[serve\]'"):
+        importlib.import_module("mllm_act.serve")
 
 
 def test_batch_sizes() -> None:
