@@ -33,6 +33,20 @@ class Prompt:
         """Returns the token ids of the prompt for one instruction."""
         return _tokenizer(self.tokenizer_json).encode(fill(self.template, instruction)).ids
 
+    def fitting(self, instruction: str) -> list[int]:
+        """Returns the token ids of the prompt for one instruction.
+
+        Raises:
+          UserError: there are more than N.
+        """
+        ids = self.encode(instruction)
+        if len(ids) > self.length:
+            raise UserError(
+                f"prompt_tokens: expected prompts of at most {self.length} tokens, found {len(ids)} in the one "
+                f"for {instruction!r}; pass --config.prompt_tokens={len(ids)}"
+            )
+        return ids
+
     def tokens(
         self, instructions: Sequence[str]
     ) -> tuple[Int[np.ndarray, "B N"], Bool[np.ndarray, "B N"]]:
@@ -41,14 +55,7 @@ class Prompt:
         Raises:
           UserError: if a prompt is longer than N tokens.
         """
-        encoded = [self.encode(instruction) for instruction in instructions]
-        for instruction, ids in zip(instructions, encoded, strict=True):
-            if len(ids) > self.length:
-                raise UserError(
-                    f"prompt_tokens: expected prompts of at most {self.length} tokens, found {len(ids)} in the one "
-                    f"for {instruction!r}; pass --config.prompt_tokens={len(ids)}"
-                )
-        return pad(encoded, self.length)
+        return pad([self.fitting(instruction) for instruction in instructions], self.length)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types."""

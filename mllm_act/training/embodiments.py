@@ -130,7 +130,7 @@ class Embodiment:
             images = jax.tree.map(lambda x: _pad(x, missing), images)
         arrays = {key: _pad(x, missing) for key, x in arrays.items() if key != "images"}
         texts = [text.decode() for text in arrays["instruction"]]
-        encoded = [self._known_prompts.get(text) or self.prompt.encode(text) for text in texts]
+        encoded = [self._known_prompts.get(text) or self.prompt.fitting(text) for text in texts]
         ids, exists = pad(encoded, self.prompt.length)
         observation = {key: arrays[key] for key in ("proprio", "mask")}
         batch = Batch(

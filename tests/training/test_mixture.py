@@ -41,10 +41,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return config
 
 
-def make(config: Any, batch_size: int, shards: int) -> dict[str, embodiments.Embodiment]:
+def make(
+    config: Any, batch_size: int, shards: int, part: tuple[int, int] = (0, 1)
+) -> dict[str, embodiments.Embodiment]:
     sources, model = embodiments.open_sources(config), presets.get("tiny").model
     text = train_text_tokenizer(embodiments.texts(sources.values()), model.language.action_tokens)
-    return embodiments.make_embodiments(sources, model, text, batch_size, shards)
+    return embodiments.make_embodiments(sources, model, text, batch_size, shards, part)
 
 
 def test_windows_and_weights_do_not_follow_the_mesh(config: Any) -> None:
@@ -56,14 +58,9 @@ def test_windows_and_weights_do_not_follow_the_mesh(config: Any) -> None:
     assert set_up(config).recipe.shares == {"tiny": 1 / 3, "tiny7": 2 / 3}
 
 
-def test_a_dataset_too_small_for_a_batch_of_every_process(
-    config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources, model = embodiments.open_sources(config), presets.get("tiny").model
-    text = train_text_tokenizer(embodiments.texts(sources.values()), model.language.action_tokens)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+def test_a_dataset_too_small_for_a_batch_of_every_process(config: Any) -> None:
     with pytest.raises(UserError, match="config.data.batch_size: .* of tiny for each of 3 proc"):
-        embodiments.make_embodiments(sources, model, text, 6, 3)
+        make(config, batch_size=6, shards=3, part=(0, 3))
 
 
 def test_padding_does_not_change_the_loss(config: Any) -> None:
@@ -82,13 +79,11 @@ def test_padding_does_not_change_the_loss(config: Any) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_processes_share_the_windows(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    robot = make(config, batch_size=8, shards=2)["tiny7"]
-    assert (robot.share, robot.rows) == (5, 6)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+def test_processes_share_the_windows(config: Any) -> None:
     counts = []
     for index in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        robot = make(config, batch_size=8, shards=2, part=(index, 2))["tiny7"]
+        assert (robot.share, robot.rows) == (5, 6)
         batches = robot.train_batches(seed=0, shuffle_megabytes=1)
         assert isinstance(batches, TrainBatches)
         arrays = next(batches)
@@ -114,3 +109,11 @@ def test_all_faults_of_a_mixture_are_in_one_error(config: Any, tmp_path: Path) -
         config.mixture[name].data.directory = f"/no/{name}"
     with pytest.raises(UserError, match="/no/tiny: no such .*; /no/tiny7: no such directory"):
         embodiments.open_sources(config)
+
+
+def test_a_held_out_instruction_longer_than_those_of_training_is_named(config: Any) -> None:
+    robot = make(config, batch_size=8, shards=1)["tiny"]
+    arrays = dict(next(robot.train_batches(seed=0, shuffle_megabytes=1)))
+    arrays["instruction"] = np.array([b"z9" * 500] * len(arrays["mask"]))
+    with pytest.raises(UserError, match=r"prompt_tokens: expected prompts of at most \d+ tokens"):
+        robot.to_batch(arrays)
