@@ -1,6 +1,9 @@
 """Imports TensorFlow for reading data: without log lines, and on the CPU only, because JAX owns the accelerators."""
 
+import atexit
 import os
+import weakref
+from typing import Any
 
 os.environ.setdefault(
     "TF_USE_LEGACY_KERAS", "1"
@@ -19,4 +22,20 @@ for _kind in ("GPU", "TPU"):
 # they call, would take seconds at every start.
 as_written = tf.autograph.experimental.do_not_convert
 
-__all__ = ["as_written", "tf"]
+# What reads through tf.data with functions in Python. At Python's end, tf.data's threads would wait for it for ever,
+# and it for them.
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def close_at_exit(reader: Any) -> None:
+    """Calls ``reader.close()`` before Python ends, if the reader is still there."""
+    _open.add(reader)
+
+
+@atexit.register
+def _close_all() -> None:
+    for reader in list(_open):
+        reader.close()
+
+
+__all__ = ["as_written", "close_at_exit", "tf"]

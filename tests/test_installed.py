@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (
     "mllm_act",
     "data_pipelines",
+    "launch",
     "configs",
     "pyproject.toml",
     "setup.py",

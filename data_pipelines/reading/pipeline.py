@@ -36,7 +36,7 @@ from data_pipelines.reading.rlds import Dataset
 from data_pipelines.reading.segments import segments_of
 from data_pipelines.reading.splits import Split
 from data_pipelines.reading.windows import Arrays, cut
-from data_pipelines.tensorflow_cpu import as_written, tf
+from data_pipelines.tensorflow_cpu import as_written, close_at_exit, tf
 from mllm_act.errors import UserError
 from mllm_act.normalization import expect_chunk
 
@@ -191,6 +191,7 @@ class TrainBatches(Iterator[Arrays]):
         )
         self._position = Position(self._order)
         self._iterator: Iterator[Arrays] | None = None
+        close_at_exit(self)
 
     def __next__(self) -> Arrays:
         """Returns the next batch. Raises ``UserError`` with file, record and cause if a record is bad."""
@@ -229,7 +230,12 @@ class TrainBatches(Iterator[Arrays]):
                     f"found {value!r}; resume with the data and settings of the checkpoint"
                 )
         place = {key: int(state[key]) for key in ("epoch", "begins", "window")}
-        self._position, self._iterator = Position(self._order, **place), None
+        self._position = Position(self._order, **place)
+        self.close()
+
+    def close(self) -> None:
+        """Ends reading; ``next`` would begin again at the same position."""
+        self._iterator = None
 
     def _build(self) -> tf.data.Dataset:
         start = (self._position.epoch, self._position.begins, self._position.window)

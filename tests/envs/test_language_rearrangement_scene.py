@@ -1,6 +1,7 @@
 """The drawn rooms of Language Rearrangement: what is where, in every image."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mllm_act.envs.language_rearrangement.entities import (
 from mllm_act.envs.language_rearrangement.language_rearrangement import episode
 from mllm_act.envs.language_rearrangement.layout import Pose
 from mllm_act.envs.language_rearrangement.world import Episode, Thing, World
+from tests.envs.apart import OneEnv, OneScene
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +28,10 @@ BROWN = RECEPTACLE["brown table"]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> scene.Scene:
-    return scene.Scene(SIZE)
+def drawn() -> Iterator[OneScene]:
+    drawn = OneScene(SIZE)
+    yield drawn
+    drawn.process.shutdown()
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -41,12 +45,12 @@ def room_with(*things: Thing) -> World:
     return world
 
 
-def image(drawn: scene.Scene, *things: Thing) -> np.ndarray:
+def image(drawn: OneScene, *things: Thing) -> np.ndarray:
     drawn.start(Episode("", "", rooms.room(0), Pose(-9, -9, 0), things, "not_holding()"))
     return drawn.render(room_with(*things))
 
 
-def test_every_class_of_objects_is_seen_and_looks_different(drawn: scene.Scene) -> None:
+def test_every_class_of_objects_is_seen_and_looks_different(drawn: OneScene) -> None:
     empty = image(drawn)
     x, y = rooms.room(0).target(BROWN)
     looks = {}
@@ -62,7 +66,7 @@ def test_every_class_of_objects_is_seen_and_looks_different(drawn: scene.Scene) 
             assert difference(looks[a], looks[b]).sum() >= 8, (a, b)
 
 
-def test_left_is_left_and_near_is_low(drawn: scene.Scene) -> None:
+def test_left_is_left_and_near_is_low(drawn: OneScene) -> None:
     empty, table = image(drawn), rooms.room(0).furniture["brown table"]
 
     def middle(forward: float, right: float) -> np.ndarray:
@@ -73,7 +77,7 @@ def test_left_is_left_and_near_is_low(drawn: scene.Scene) -> None:
     assert middle(-0.3, 0)[0] - middle(0.3, 0)[0] > 0.06 * SIZE
 
 
-def test_what_is_held_is_in_the_gripper_and_leaves_its_place(drawn: scene.Scene) -> None:
+def test_what_is_held_is_in_the_gripper_and_leaves_its_place(drawn: OneScene) -> None:
     x, y = rooms.room(0).target(BROWN)
     things = (Thing("orange_0", "orange", BROWN, x, y),)
     before, empty = image(drawn, *things), image(drawn)
@@ -90,7 +94,7 @@ def test_what_is_held_is_in_the_gripper_and_leaves_its_place(drawn: scene.Scene)
 
 
 def test_open_doors_and_drawers_look_open() -> None:
-    env = envs.make("language_rearrangement_112")
+    env = OneEnv("language_rearrangement_112")
     env.reset("open-fridge", 4, 0)
     for place, handle in ((FRIDGE, FRIDGE), ("cab_push_point_7",) * 2, ("cab_push_point_5",) * 2):
         images = []
@@ -99,10 +103,10 @@ def test_open_doors_and_drawers_look_open() -> None:
             images.append(env.step(action)[0]["images"]["head"])
         assert difference(*images).mean() > 0.05
         env.reset("open-fridge" if handle == FRIDGE else "go-to", 4, 0)
-    env.close()
+    env.pool.close()
 
 
-def test_objects_are_in_view_from_before_their_receptacle(drawn: scene.Scene) -> None:
+def test_objects_are_in_view_from_before_their_receptacle(drawn: OneScene) -> None:
     found = episode("rearrange", 8, 0)
     drawn.start(found)
     world = World(found)
@@ -117,7 +121,7 @@ def test_objects_are_in_view_from_before_their_receptacle(drawn: scene.Scene) ->
 def test_the_same_state_gives_the_same_image_at_both_sizes() -> None:
     images = {}
     for name in ("language_rearrangement", "language_rearrangement_112"):
-        env = envs.make(name)
+        env = OneEnv(name)
         spec = envs.spec(name)
         env.reset("rearrange", 0, 0)
         first = env.reset("rearrange", 5, 1)["images"]["head"]
@@ -125,7 +129,7 @@ def test_the_same_state_gives_the_same_image_at_both_sizes() -> None:
         env.step(np.zeros(1, np.float32))
         np.testing.assert_array_equal(env.reset("rearrange", 5, 1)["images"]["head"], first)
         images[name] = first
-        env.close()
+        env.pool.close()
     large, small = images.values()
     averaged = large.reshape(112, 3, 112, 3, 3).mean((1, 3))
     assert abs(averaged - small).mean() < 8

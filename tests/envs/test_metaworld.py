@@ -9,42 +9,19 @@ import numpy as np
 import pytest
 
 from mllm_act import envs
-from mllm_act.envs import Env, EnvObservation, Job
+from mllm_act.envs import Env, EnvObservation
 from mllm_act.envs.metaworld.tasks import TEST, TRAIN
-from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
+from tests.envs.apart import OneEnv
 
 pytestmark = pytest.mark.slow
 
 SPEC = envs.spec("metaworld")
 
 
-class OneEnv:
-    """An `Env` in its own process, because other tests may have imported TensorFlow into this one."""
-
-    def __init__(self) -> None:
-        self.pool = EnvPool("metaworld", num_envs=1, num_workers=1)
-
-    def reset(self, task: str, configuration: int, seed: int) -> EnvObservation:
-        return first(self.pool.reset([0], [Job(task, configuration, seed)]))
-
-    def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:
-        observation, reward, success = self.pool.step(action[None])
-        return first(observation), float(reward[0]), bool(success[0])
-
-    def expert_action(self) -> np.ndarray:
-        return self.pool.expert_actions()[0]
-
-
-def first(batched: EnvObservation) -> EnvObservation:
-    images = {camera: images[0] for camera, images in batched["images"].items()}
-    proprio, instruction = batched["proprio"][0], np.array(batched["instruction"][0])
-    return {"images": images, "proprio": proprio, "instruction": instruction}
-
-
 @pytest.fixture(scope="module")
 def env() -> Iterator[OneEnv]:
-    env = OneEnv()
+    env = OneEnv("metaworld")
     yield env
     env.pool.close()
 

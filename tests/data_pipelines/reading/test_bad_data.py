@@ -170,7 +170,7 @@ def test_split_that_is_not_there(directory: Path) -> None:
 
 def test_fewer_episodes_than_processes(directory: Path) -> None:
     work = lambda: train(directory, process_count=9)  # noqa: E731
-    fail(work, "'train'", "9 processes", "found 8")
+    fail(work, "config.data.batch_size: expected a window for each of 9 processes, found 4")
 
 
 def test_more_memory_than_the_host_has(directory: Path) -> None:
