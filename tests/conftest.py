@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +38,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # The same examples in every run: a failure that the next run does not show helps nobody.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def no_signal() -> Iterator[None]:
+    """A program that a test stopped by a signal leaves it on record, and would stop those of the next tests."""
+    yield
+    if "mllm_act.errors" in sys.modules:
+        from mllm_act.errors import signals
+
+        signals.received, signals.deferred, signals.kept = None, False, ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
