@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--scan", action="store_true", help="layers stacked, not unrolled: compiles faster"
     )
+    parser.add_argument("--layers", type=int, help="only so many of each encoder: compiles faster")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, help="a file for the reports")
     flags = parser.parse_args()

@@ -182,7 +182,7 @@ def run_demo(demo: Demo, chosen: tuple[str, ...], out: Path) -> None:
         f"{out}/report/": "success by task with 95 % intervals; loss and action errors; frames of episodes",
         f"{best}/evaluation/{demo.env}/test/videos/": "an episode of each task",
         f"{best}/checkpoints/": f'the policy: Policy.load("{best}")',
-        f"{out}/*/tensorboard/": "the curves, for TensorBoard (pip install tensorboard)",
+        f"{out}/*/tensorboard/": "the curves: tensorboard --logdir=DIR",
     }
     if any(adapter in ("vq", "rvq") for adapter in chosen):
         outputs[f"{out}/tokenizer_*/report/"] = (

@@ -5,12 +5,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from jaxtyping._import_hook import _JaxtypingLoader
 
 import tests.shape_checks  # noqa: F401 (the hook below looks it up by name)
 from tests.shared import once
@@ -28,7 +31,17 @@ if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that
     FAST += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}".strip()
 
-# Every annotation of a shape or dtype holds where the tests pass by.
+
+# Every annotation of a shape or dtype holds where the tests pass by. The hook's own loader looks for all bytecode under
+# another name while a module is run, also for that of what it imports: TensorFlow was compiled in every process of the
+# tests, 10 s. So bytecode of checked modules is not kept, and other modules load as ever.
+def compiled(loader: _JaxtypingLoader, name: str) -> CodeType:
+    path = loader.get_filename(name)
+    return loader.source_to_code(loader.get_data(path), path)
+
+
+_JaxtypingLoader.get_code = compiled
+_JaxtypingLoader.exec_module = SourceFileLoader.exec_module
 install_import_hook(("mllm_act", "data_pipelines"), "tests.shape_checks.checked")
 
 # A shell starts its background jobs with Ctrl-C ignored, and so would the programs be that tests interrupt.

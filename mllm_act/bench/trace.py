@@ -48,10 +48,10 @@ def kernels(events: Iterable[Event]) -> list[tuple[str, float, int]]:
 
 
 def collectives(events: Iterable[Event]) -> tuple[float, float]:
-    """Returns the milliseconds of NCCL's kernels, and those of them in which no other kernel ran."""
+    """Returns the milliseconds of NCCL's kernels and copies, and those of them in which no other kernel ran."""
     spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for name, start, end in events:
-        spans[name.lower().startswith("nccl")].append((start, end))
+        spans[name.lower().startswith(("nccl", "memcpyp2p"))].append((start, end))
     total, others = _union(spans[True]), _union(spans[False])
     both = sum(max(0.0, min(end, b) - max(start, a)) for start, end in total for a, b in others)
     length = sum(end - start for start, end in total)

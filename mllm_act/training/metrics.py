@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +17,9 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mllm_act.distributed.exchange import group
 from mllm_act.errors import UserError
@@ -96,14 +98,16 @@ class MetricsWriter:
 class Board:
     """Scalars for TensorBoard.
 
-    tensorboardX's ``SummaryWriter`` hands them to a thread through a short queue. Where the disk is full, the thread
-    dies, and the program waits for room in the queue for ever. Here an error of writing is raised.
+    TensorBoard's ``EventFileWriter`` hands them to a thread, and so does tensorboardX's, which imports PyTorch besides,
+    4 s where it is installed. Here an error of writing, such as a full disk, is raised.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Opens a file in ``folder``; TensorBoard hides what earlier files have after ``first_step``."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder.resolve() / "events"))
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._events = RecordWriter((folder / name).open("wb"))
+        self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = time.monotonic()
 
@@ -121,7 +125,7 @@ class Board:
 
     def _add(self, event: Any) -> None:
         event.wall_time = time.time()
-        self._events.write_event(event)
+        self._events.write(event.SerializeToString())
 
 
 def _wandb_run(workdir: Path, project: str) -> Any:

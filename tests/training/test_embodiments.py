@@ -264,9 +264,10 @@ def test_data_of_an_embodiment_without_an_adapter_is_named(mixture: Any, tmp_pat
 def test_every_continuous_adapter_decides_on_chunks(
     tmp_path: Path, adapter: str, tokens: int | None
 ) -> None:
-    """Trained, and carried out one after another; between decisions the chunk's own numbers come out.
+    """Carried out one after another; between decisions the chunk's own numbers come out.
 
-    Averaged too, which knows nothing of the adapter, with one of them.
+    Averaged too, which knows nothing of the adapter, with one of them. Training on chunks is another matter of the
+    first and the last; the rest decide untrained.
     """
     data, chunk = tiny_rlds.write_lengths(tmp_path / "data", [[9, 6, 12]]), 3
     given: dict[str, Any] = {"data.directory": str(data), "chunk": chunk}
@@ -285,9 +286,10 @@ def test_every_continuous_adapter_decides_on_chunks(
             })  # fmt: skip
         train_tokenizer.main(config, tmp_path / "tokenizer")
         given["tokenizer"] = str(tmp_path / "tokenizer")
-    given |= {"steps": 2, "validate_every": 2, "checkpoint_every": 2}
+    given["steps"] = steps = 2 if adapter in ("regression", "fast") else 0
+    given |= {"validate_every": 2, "checkpoint_every": 2}
     train.main(configure(f"policy/metaworld.py:{adapter}", **given), tmp_path / "run")
-    assert np.isfinite(metrics(tmp_path / "run", "val/error_dx_m")).all()
+    assert steps == 0 or np.isfinite(metrics(tmp_path / "run", "val/error_dx_m")).all()
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (5, 1, 16, 16, 3), np.uint8)
