@@ -12,6 +12,7 @@ each number must be explained on the held-out episodes; the exit status is 1 if 
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -124,9 +125,11 @@ def main() -> None:
     evaluation = [f"--checkpoint={flags.out / 'run'}", f"--data={folder}"]
     command("mllm_act.evaluate", *evaluation, "--split=val")
     seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     summary = json.loads((flags.out / "run/offline/disc/val/summary.json").read_text())
     explained = {row["dimension"]: round(row["r2"], 4) for row in summary["dimensions"]}
-    result = {"adapter": flags.adapter, "updates": flags.steps, "seconds": round(seconds)}
+    result = {"adapter": flags.adapter, "updates": flags.steps, "seconds": round(seconds),
+              "processor_seconds": round(used.ru_utime + used.ru_stime)}  # fmt: skip
     print(json.dumps({**result, "episodes": summary["episodes"], "explained": explained}))
     sys.exit(min(explained.values()) < EXPLAINED)
 
