@@ -8,7 +8,7 @@ PARITY := .venv/.parity
 RUN := .venv/bin/python
 PYTEST := -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
 # The extras of pyproject.toml that the tests need.
-EXTRAS := data metaworld babyai lerobot pretrained serve test
+EXTRAS := data metaworld babyai fetch lerobot pretrained serve test
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-rl test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
@@ -28,7 +28,7 @@ $(STAMP): always
 always: ;
 endif
 
-demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=language_rearrangement)
+demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=fetch_pick or language_rearrangement)
 	@$(RUN) -m mllm_act.demo --env=$(ENV) --adapters=$(ADAPTERS)
 
 demo-rl: setup  ## reinforcement learning from scratch on 2 cores: two tasks of Language Rearrangement

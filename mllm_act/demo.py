@@ -3,7 +3,8 @@
 Records demonstrations of the scripted experts, trains the action tokenizer and a tiny policy from scratch, evaluates
 the policy on held-out start and goal configurations, and writes a report. Each stage runs one of the programs that a
 user would call, in its own process, and prints the command. An interrupted demo continues when it is run again.
-``make demo ENV=language_rearrangement`` does the same for a home robot with discrete skills.
+``make demo ENV=language_rearrangement`` does the same for a home robot with discrete skills, ``ENV=fetch_pick`` for a
+mobile robot that picks up an object.
 """
 
 import argparse
@@ -29,6 +30,7 @@ class Demo:
       episodes: demonstrations of each.
       adapters: the paper's, of the environment's kind of actions; the last is the default.
       config: of the policy.
+      tokenizer: config of the action tokenizer; empty for discrete actions.
       horizon: maximum steps in the evaluation.
       out: the default folder.
       next_steps: what to read or run then.
@@ -39,6 +41,7 @@ class Demo:
     episodes: int
     adapters: tuple[str, ...]
     config: str
+    tokenizer: str
     horizon: int
     out: str
     next_steps: dict[str, str]
@@ -54,11 +57,26 @@ DEMOS = {
         episodes=40,
         adapters=("regression", "uniform", "vq", "rvq"),
         config="configs/policy/metaworld_demo.py",
+        tokenizer="configs/tokenizer/metaworld.py",
         horizon=200,  # the experts take 50 to 100 steps; the default of 500 would triple the evaluation time
         out="runs/demo",
         next_steps={
             "make demo ADAPTERS=all": "all four continuous adapters side by side",
             "docs/guide.md, The programs": "the same on all of ML-45, step by step",
+        },
+    ),
+    "fetch_pick": Demo(
+        env="fetch_pick",
+        tasks="orange",
+        episodes=400,
+        adapters=("regression", "uniform", "vq", "rvq"),
+        config="configs/policy/fetch_pick_demo.py",
+        tokenizer="configs/tokenizer/fetch_pick.py",
+        horizon=100,  # the expert takes 30
+        out="runs/demo_fetch_pick",
+        next_steps={
+            "make demo ENV=fetch_pick ADAPTERS=all": "all four continuous adapters side by side",
+            "docs/environments.md": "all 20 objects, the splits, what differs from Habitat",
         },
     ),
     "language_rearrangement": Demo(
@@ -67,6 +85,7 @@ DEMOS = {
         episodes=1000,
         adapters=("categorical", "lang", "semlang"),
         config="configs/policy/language_rearrangement_demo.py",
+        tokenizer="",
         horizon=8,  # the expert takes 4; a policy that is lost stays lost
         out="runs/demo_language_rearrangement",
         next_steps={
@@ -115,9 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--adapters", default="", help="comma-separated, or all (default: rvq or semlang)"
     )
-    parser.add_argument(
-        "--out", type=user_path, help="default: runs/demo, or runs/demo_language_rearrangement"
-    )
+    parser.add_argument("--out", type=user_path, help="default: runs/demo, or runs/demo_ENV")
     args = parser.parse_args()
     if args.env not in DEMOS:
         raise UserError(f"--env={args.env}: no demo of it; {nearest(args.env, DEMOS)}")
@@ -154,7 +171,7 @@ def run_demo(demo: Demo, chosen: tuple[str, ...], out: Path) -> None:
             tokenizer = out / f"tokenizer_{adapter}"
             call(
                 f"Action tokenizer {adapter} and the experts' success with it",
-                *f"-m mllm_act.train_tokenizer --config=configs/tokenizer/metaworld.py:{adapter}".split(),
+                *f"-m mllm_act.train_tokenizer --config={demo.tokenizer}:{adapter}".split(),
                 f"--config.data.directory={data}",
                 "--config.steps=300",
                 f"--workdir={tokenizer}",

@@ -102,6 +102,17 @@ if os.environ.get(official.VARIABLE):
     known = f'{sum(len([official.episode(s, i) for i in range(100)]) for s in official.SPLITS)} official episodes'
 print(f'the expert solves move-from-to; {known}')
 """
+FETCH_PICK = """
+import importlib.metadata
+from mllm_act import envs
+env = envs.make('fetch_pick')
+env.reset('orange', 0, 0)
+success = False
+while not success:
+    observation, _, success = env.step(env.expert_action())
+assert observation['images']['head'].std() > 10, 'the image is empty'
+print(f"gymnasium-robotics {importlib.metadata.version('gymnasium-robotics')}: the expert picks up the orange")
+"""
 VIDEO = """
 import sys, imageio.v2 as imageio, numpy as np
 with imageio.get_writer(sys.argv[1], fps=10) as writer:
@@ -223,6 +234,11 @@ def language_rearrangement() -> Finding:
     return child(LANGUAGE_REARRANGEMENT, f"{SETUP}, or python -m data_pipelines.import_langr")
 
 
+def fetch_pick() -> Finding:
+    """Picks up an object with the Fetch robot."""
+    return child(FETCH_PICK, SETUP)
+
+
 def video() -> Finding:
     """Writes a video and reads it back."""
     with tempfile.TemporaryDirectory() as folder:
@@ -280,6 +296,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "simulator": simulator,
     "babyai": babyai,
     "langr": language_rearrangement,
+    "fetch_pick": fetch_pick,
     "video": video,
     "temporary": temporary,
     "disk": disk,

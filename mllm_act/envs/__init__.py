@@ -29,6 +29,7 @@ ENVS: dict[str, str] = {  # name -> import path of the module
     "babyai": "mllm_act.envs.babyai.babyai",
     "language_rearrangement": "mllm_act.envs.language_rearrangement.language_rearrangement",
     "language_rearrangement_112": "mllm_act.envs.language_rearrangement.small",
+    "fetch_pick": "mllm_act.envs.fetch_pick.fetch_pick",
 }
 
 
