@@ -16,30 +16,25 @@ of its position. Conventions, the same for demonstrations and evaluation:
   package was chosen on ``test``.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from mllm_act.envs.base import EnvObservation, EnvSpec, ExpertFailed, check_action
+from mllm_act.envs.fetch_pick import rooms
+from mllm_act.envs.fetch_pick.expert import Expert
 from mllm_act.envs.fetch_pick.objects import KINDS, NAMES
+from mllm_act.envs.fetch_pick.robot import JOINTS
+from mllm_act.envs.fetch_pick.scene import SUCTION, Scene
 from mllm_act.envs.mujoco_rendering import Renderer, shared_renderer
 from mllm_act.errors import UserError, nearest
 
-if TYPE_CHECKING:
-    from mllm_act.envs.fetch_pick.expert import Expert
-    from mllm_act.envs.fetch_pick.scene import Scene
-
-ARM = (
-    "shoulder_pan", "shoulder_lift", "upperarm_roll", "elbow_flex", "forearm_roll", "wrist_flex", "wrist_roll",
-)  # fmt: skip
 SPEC = EnvSpec(
     name="fetch_pick",
-    action_names=("forward", "turn", *ARM, "suction"),
+    action_names=("forward", "turn", *JOINTS, "suction"),
     action_units=("m/s", "rad/s", *("rad",) * 7, "on"),
     action_scale=(0.5, 1.0, *(0.1,) * 7, 1.0),
     action_low=(-1.0,) * 10,
     action_high=(1.0,) * 10,
-    proprio_names=(*ARM, "held"),
+    proprio_names=(*JOINTS, "held"),
     cameras=("head",),
     image_size=200,
     control_hz=10.0,
@@ -89,10 +84,6 @@ class FetchPickEnv:
         if not any(configuration in numbers for numbers in SPLITS.values()):
             known = ", ".join(f"{n.start}..{n.stop - 1} ({name})" for name, n in SPLITS.items())
             raise UserError(f"{task}: no configuration {configuration}, expected {known}")
-        from mllm_act.envs.fetch_pick import rooms
-        from mllm_act.envs.fetch_pick.expert import Expert
-        from mllm_act.envs.fetch_pick.scene import Scene
-
         if self._scene is None:
             self._scene = Scene()
             if self._render:
@@ -133,10 +124,8 @@ class FetchPickEnv:
         success = not self._failure and scene.held == self._task and self.rest_distance() < REST_DISTANCE  # fmt: skip
         return observation, 10.0 * success, success
 
-    def _suction(self, scene: "Scene", on: bool) -> str:
+    def _suction(self, scene: Scene, on: bool) -> str:
         """Takes the nearest object within reach, or lets go; returns what fails the episode by that, if anything."""
-        from mllm_act.envs.fetch_pick.scene import SUCTION
-
         if not on and scene.held is not None:
             scene.release()
             return f"the {self._task} was dropped"
@@ -148,7 +137,7 @@ class FetchPickEnv:
                     return f"the {kind} was taken, not the {self._task}"
         return ""
 
-    def _accident(self, scene: "Scene") -> str:
+    def _accident(self, scene: Scene) -> str:
         self._force += scene.force
         if self._force > FORCE_LIMIT:
             return f"the robot pushed too long, {self._force:.0f} N summed over steps"
@@ -176,7 +165,7 @@ class FetchPickEnv:
             raise ExpertFailed(f"{self._where}: {self._failure or 'not reset'}")
         return limited(self._expert.action())
 
-    def _observe(self, scene: "Scene") -> EnvObservation:
+    def _observe(self, scene: Scene) -> EnvObservation:
         images = {}
         if self._renderer is not None:
             images["head"] = self._renderer.render(scene.model, scene.data, "head").copy()
