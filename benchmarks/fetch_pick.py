@@ -13,7 +13,6 @@ from collections import Counter
 import numpy as np
 
 from mllm_act import envs
-from mllm_act.envs.base import ExpertFailed
 from mllm_act.envs.fetch_pick.fetch_pick import SPEC, FetchPickEnv
 from mllm_act.envs.fetch_pick.objects import KINDS
 from mllm_act.envs.results import wilson
@@ -26,13 +25,12 @@ def attempt(env: FetchPickEnv, job: envs.Job, noise: float) -> tuple[bool, int, 
     rng = np.random.default_rng(job.seed)
     env.reset(*job)
     for step in range(1, SPEC.horizon + 1):
-        try:
-            action = env.expert_action()
-        except ExpertFailed as error:
-            return False, step, str(error)
+        action = env.expert_action()
         executed = action + rng.normal(0.0, noise, action.shape) if noise else action
         if env.step(np.clip(executed, SPEC.action_low, SPEC.action_high))[2]:
             return True, step, ""
+        if env.failure:
+            return False, step, env.failure
     return False, step, "the horizon"
 
 

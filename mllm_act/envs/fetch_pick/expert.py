@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-from mllm_act.envs.base import ExpertFailed
 from mllm_act.envs.fetch_pick.arm import ELBOW_OUT, Arm
 from mllm_act.envs.fetch_pick.robot import REST
 from mllm_act.envs.fetch_pick.rooms import Episode
@@ -23,6 +22,7 @@ TOUCH = 0.01  # metres above the target, where the hand goes
 MISS = 0.015  # metres that a solution for the arm may miss
 LIFT = 0.1  # metres that the target is lifted before the arm goes to rest
 STOPPED = 0.04  # metres of way left, where the robot stands
+ASTRAY = 0.15  # radians from the target, at which a standing robot turns
 BACK = 0.25  # metres that the robot then drives back
 
 
@@ -62,7 +62,8 @@ class Expert:
                 if miss < MISS and self._arm.solve(point, _down(pitch), above)[1] < MISS:
                     self._plan = float(distance), pitch, above
                     return self._plan
-        raise ExpertFailed(f"the {self._target} at {goal.round(2)} is out of reach")
+        self._plan = least, steepest, ELBOW_OUT  # out of reach, unless it moves nearer
+        return self._plan
 
     def _nearest(self) -> float:
         """Returns the least distance from the target at which the base is clear of the furniture."""
@@ -82,9 +83,6 @@ class Expert:
         """Returns forward (m/s), turn (rad/s), the offsets of seven joints (rad) and suction (-1 or 1), float64[10].
 
         They are not yet limited.
-
-        Raises:
-          ExpertFailed: the target cannot be reached.
         """
         return self._bring() if self._scene.held == self._target else self._fetch()
 
@@ -103,18 +101,22 @@ class Expert:
             return self._command(forward, bearing, above, -1)
         height = TOUCH + min(max(6 * (aside - 0.015), 0.0), ABOVE)
         close = scene.distance(self._target) < 0.05 and aside < 0.04
-        return self._command(0.0, 0.0, self._over(goal, height), 1 if close else -1)
+        # What moved the base is corrected, also while the arm reaches; the noise of demonstrations alone is not.
+        forward = 8 * way if way < -STOPPED else 0.0
+        turn = bearing if abs(bearing) > ASTRAY else 0.0
+        return self._command(forward, turn, self._over(goal, height), 1 if close else -1)
 
     def _over(self, point: np.ndarray, height: float) -> np.ndarray:
-        """Returns the joints with the cup this high above a point of the room, float64[7]."""
+        """Returns the joints with the cup this high above a point of the room, float64[7]; out of reach, those with
+        which the arm waits for the base.
+        """
         x, y, heading = self._scene.base()
         c, s = math.cos(heading), math.sin(heading)
         dx, dy = point[0] - x, point[1] - y
         local = np.array([c * dx + s * dy, -s * dx + c * dy, point[2] + height])
-        joints, miss = self._arm.solve(local, _down(self._planned()[1]), self._scene.arm_goal())
-        if miss > 4 * MISS:
-            raise ExpertFailed(f"the {self._target} at {local.round(2)} is out of reach")
-        return joints
+        _, pitch, above = self._planned()
+        joints, miss = self._arm.solve(local, _down(pitch), self._scene.arm_goal())
+        return joints if miss < 4 * MISS else above
 
     def _bring(self) -> np.ndarray:
         scene = self._scene

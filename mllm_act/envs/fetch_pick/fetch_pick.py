@@ -18,7 +18,7 @@ of its position. Conventions, the same for demonstrations and evaluation:
 
 import numpy as np
 
-from mllm_act.envs.base import EnvObservation, EnvSpec, ExpertFailed, check_action
+from mllm_act.envs.base import EnvObservation, EnvSpec, check_action
 from mllm_act.envs.fetch_pick import rooms
 from mllm_act.envs.fetch_pick.expert import Expert
 from mllm_act.envs.fetch_pick.objects import KINDS, NAMES
@@ -156,13 +156,15 @@ class FetchPickEnv:
         return float(np.linalg.norm(self._scene.cup_in_base() - self._scene.rest_cup))
 
     def expert_action(self) -> np.ndarray:
-        """Returns the scripted expert's action, float32[10].
+        """Returns the scripted expert's action, float32[10]; it stands still in an episode that has failed.
 
         Raises:
-          ExpertFailed: the episode has failed, or the target is out of reach.
+          RuntimeError: the environment was not reset.
         """
-        if self._expert is None or self._failure:
-            raise ExpertFailed(f"{self._where}: {self._failure or 'not reset'}")
+        if self._expert is None:
+            raise RuntimeError(f"{self._where}: no expert without a reset")
+        if self._failure:
+            return np.array([*(0.0,) * 9, -1.0], np.float32)
         return limited(self._expert.action())
 
     def _observe(self, scene: Scene) -> EnvObservation:
