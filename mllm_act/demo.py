@@ -69,7 +69,7 @@ DEMOS = {
         env="fetch_pick",
         tasks="orange",
         episodes=400,
-        adapters=("regression", "uniform", "vq", "rvq"),
+        adapters=("uniform", "vq", "rvq", "regression"),  # the last also reads joints and suction
         config="configs/policy/fetch_pick_demo.py",
         tokenizer="configs/tokenizer/fetch_pick.py",
         horizon=100,  # the expert takes 30
@@ -132,7 +132,9 @@ def main() -> None:
         "--env", default="metaworld", help=f"{' or '.join(DEMOS)} (default: metaworld)"
     )
     parser.add_argument(
-        "--adapters", default="", help="comma-separated, or all (default: rvq or semlang)"
+        "--adapters",
+        default="",
+        help="comma-separated, or all (default: rvq, regression or semlang)",
     )
     parser.add_argument("--out", type=user_path, help="default: runs/demo, or runs/demo_ENV")
     args = parser.parse_args()

@@ -126,7 +126,7 @@ def test_suction_holds_only_what_the_cup_touches(env: FetchPickEnv) -> None:
     observation, _, success = env.step(action(suction=1))
     assert observation["proprio"][-1] == 0 and not success
     until(env, held=True)
-    assert env._scene.distance("can") < 0.04
+    assert env._scene.distance("can") < 0.06
 
 
 def test_letting_go_fails_the_episode_for_good(env: FetchPickEnv) -> None:

@@ -19,6 +19,7 @@ FAR = 1.0  # metres: the greatest
 UNFOLD = 0.35  # metres before the end of the way, where the arm begins to reach
 ABOVE = 0.12  # metres above the target, where the arm waits for the hand to be over it
 TOUCH = 0.01  # metres above the target, where the hand goes
+CLOSE = 0.03  # metres from the target, where suction is switched on; a policy may be less exact
 MISS = 0.015  # metres that a solution for the arm may miss
 LIFT = 0.1  # metres that the target is lifted before the arm goes to rest
 STOPPED = 0.04  # metres of way left, where the robot stands
@@ -100,7 +101,7 @@ class Expert:
         if way > STOPPED or aside > 0.15:
             return self._command(forward, bearing, above, -1)
         height = TOUCH + min(max(6 * (aside - 0.015), 0.0), ABOVE)
-        close = scene.distance(self._target) < 0.05 and aside < 0.04
+        close = scene.distance(self._target) < CLOSE and aside < 0.04
         # What moved the base is corrected, also while the arm reaches; the noise of demonstrations alone is not.
         forward = 8 * way if way < -STOPPED else 0.0
         turn = bearing if abs(bearing) > ASTRAY else 0.0

@@ -20,7 +20,7 @@ TIMESTEP = 0.005  # seconds
 SUBSTEPS = 20  # of an action
 WALL_HEIGHT = 2.5
 SHOWN, HIDDEN = 0, 5  # groups of geoms; MuJoCo draws the first three
-SUCTION = 0.03  # metres from an object's surface at which the cup holds it
+SUCTION = 0.05  # metres from an object's surface at which the cup holds it
 
 
 def _xml() -> str:
