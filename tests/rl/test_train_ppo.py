@@ -1,7 +1,10 @@
 """The program, in a corridor: it learns, its checkpoints act and resume, and what goes wrong is one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,8 @@ from tests.rl import corridor, small
 
 pytestmark = pytest.mark.slow
 
-LEARNED, STOPPED = (
-    10,
-    8,
-)  # updates of the run that all tests look at, and an earlier checkpoint of it
+# Updates of the run that all tests look at, and an earlier checkpoint of it
+LEARNED, STOPPED = 10, 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,6 +120,15 @@ def test_ratios_are_one_bit_for_bit_until_something_is_learned(
     (line,) = metrics(tmp_path)
     assert len(compared) >= 4 and all(same.all() for same in compared)
     assert line["train/kl"] == 0 and line["train/clip_share"] == 0
+
+
+def test_four_devices_learn_what_one_does(learned: Path, tmp_path: Path) -> None:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-m", "tests.rl.on_four_devices", str(tmp_path), str(LEARNED)]
+    subprocess.run(command, cwd=small.ROOT, env={**os.environ, "XLA_FLAGS": flags}, check=True)
+    for many, one in zip(metrics(tmp_path)[:3], metrics(learned)[:3], strict=True):
+        for name in (n for n in one if n.startswith(("rollout/", "train/"))):
+            np.testing.assert_allclose(many[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_the_value_head_learns_a_known_return(
