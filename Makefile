@@ -11,7 +11,7 @@ PYTEST := -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
 EXTRAS := data metaworld babyai fetch lerobot pretrained serve test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
+.PHONY: help setup calvin demo demo-rl test test-fast test-newest lint style types tests format doctor parity pretrained lock release clean always
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,11 @@ format: setup  ## format the code and fix what ruff can fix
 doctor: setup  ## check this machine and suggest fixes
 	@$(RUN) -m mllm_act.doctor
 
+# CALVIN's simulator needs Python 3.11 and packages of its own; CALVIN_ENV names the user's checkout of it.
+calvin:  ## the Python environment of CALVIN's simulator, .venv-calvin (needs python3.11)
+	@test -x .venv-calvin/bin/python || python3.11 -m venv .venv-calvin
+	@.venv-calvin/bin/python -m pip install -q --disable-pip-version-check -r requirements/calvin.txt
+
 # pip, not uv: pip's configuration may name local wheels, such as a CPU build of PyTorch. Without one this installs the
 # default build and, on Linux, gigabytes of CUDA libraries; so the tests install it only where such a wheel exists.
 parity: setup  ## PyTorch and the reference implementations that tests and benchmarks compare with
@@ -100,5 +105,5 @@ release: setup  ## build dist/ and check the wheel in a new environment outside 
 	@sh requirements/release.sh
 
 clean:  ## remove .venv, caches, dist/ and the demo's output (runs/)
-	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build dist ./*.egg-info
+	rm -rf .venv .venv-newest .venv-calvin .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build dist ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -113,6 +113,17 @@ while not success:
 assert observation['images']['head'].std() > 10, 'the image is empty'
 print(f"gymnasium-robotics {importlib.metadata.version('gymnasium-robotics')}: the expert picks up the orange")
 """
+CALVIN = """
+import numpy as np
+from mllm_act import envs
+env = envs.make('calvin')
+env.reset('any', 100_000, 0)
+observation, _, _ = env.step(np.zeros(7, np.float32))
+shapes = ', '.join(f'{image.shape[0]}x{image.shape[1]}' for image in observation['images'].values())
+assert observation['images']['static'].std() > 10, 'the image is empty'
+env.close()
+print(f'the simulator takes a step and draws {shapes}')
+"""
 VIDEO = """
 import sys, imageio.v2 as imageio, numpy as np
 with imageio.get_writer(sys.argv[1], fps=10) as writer:
@@ -239,6 +250,14 @@ def fetch_pick() -> Finding:
     return child(FETCH_PICK, SETUP)
 
 
+def calvin() -> Finding:
+    """Takes a step in CALVIN's simulator; without a checkout this is only a note."""
+    if not os.environ.get("CALVIN_ENV"):
+        text = "CALVIN_ENV is not set; only the environment calvin needs it"
+        return Finding("note", text, "see docs/environments.md")
+    return child(CALVIN, "make calvin")
+
+
 def video() -> Finding:
     """Writes a video and reads it back."""
     with tempfile.TemporaryDirectory() as folder:
@@ -297,6 +316,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "babyai": babyai,
     "langr": language_rearrangement,
     "fetch_pick": fetch_pick,
+    "calvin": calvin,
     "video": video,
     "temporary": temporary,
     "disk": disk,

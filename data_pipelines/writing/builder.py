@@ -98,15 +98,17 @@ def features(env: EnvSpec) -> tfds.features.FeaturesDict:
     ``metadata.json`` they are in physical units. A discrete action is an index into ``choices`` of ``metadata.json``,
     stored exactly as float32[1]. Every step has an action, the last one too.
     """
-    size = env.image_size
-    image = tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
+    images = {
+        camera: tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
+        for camera, size in ((camera, env.size_of(camera)) for camera in env.cameras)
+    }
     action = tfds.features.Tensor(shape=(len(env.action_names),), dtype=np.float32)
     proprio = tfds.features.Tensor(shape=(len(env.proprio_names),), dtype=np.float32)
     return tfds.features.FeaturesDict(
         {
             "steps": tfds.features.Dataset(
                 {
-                    "observation": {"image": dict.fromkeys(env.cameras, image), "proprio": proprio},
+                    "observation": {"image": images, "proprio": proprio},
                     "action": action,
                     "executed_action": action,
                     "reward": tfds.features.Scalar(np.float32),

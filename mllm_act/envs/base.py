@@ -40,6 +40,14 @@ class EnvSpec:
     # What the horizon means to reinforcement learning: "bootstrap" if an episode is only cut there and its last
     # observation has a value, "terminal" if nothing comes after it. It is not stored beside datasets.
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    image_sizes: tuple[
+        int, ...
+    ] = ()  # of each camera, where they differ; `image_size` is then the largest
+
+    def size_of(self, camera: str) -> int:
+        """Returns the pixels of a camera's image along each side."""
+        sizes = dict(zip(self.cameras, self.image_sizes, strict=False))
+        return sizes.get(camera, self.image_size)
 
 
 class EnvObservation(TypedDict):
@@ -95,10 +103,10 @@ class ExpertFailed(Exception):
 
 
 def metadata(spec: EnvSpec) -> dict[str, Any]:
-    """Returns ``spec`` as it is stored beside a dataset, without ``choices`` if they are empty."""
+    """Returns ``spec`` as it is stored beside a dataset, without ``choices`` and ``image_sizes`` if they are empty."""
     fields = dataclasses.asdict(spec)
     del fields["time_limit"]
-    return fields if spec.choices else {k: v for k, v in fields.items() if k != "choices"}
+    return {k: v for k, v in fields.items() if v or k not in ("choices", "image_sizes")}
 
 
 def choice(spec: EnvSpec, action: np.ndarray, where: str) -> int:

@@ -73,9 +73,9 @@ def play(
       label: title of the progress bar.
     """
     spec, num_envs = pool.spec, pool.num_envs
-    shape = (num_envs, spec.image_size, spec.image_size, 3)
+    sizes = {camera: spec.size_of(camera) for camera in spec.cameras}
     latest: EnvObservation = {
-        "images": {camera: np.zeros(shape, np.uint8) for camera in spec.cameras},
+        "images": {c: np.zeros((num_envs, n, n, 3), np.uint8) for c, n in sizes.items()},
         "proprio": np.zeros((num_envs, len(spec.proprio_names)), np.float32),
         "instruction": np.full(num_envs, "", object),
     }

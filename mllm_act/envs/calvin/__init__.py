@@ -1,0 +1,1 @@
+"""CALVIN: the real simulator, from the user's own checkout and in its own process."""
