@@ -16,6 +16,7 @@ from mllm_act import envs
 from mllm_act.envs import Job
 from mllm_act.envs.calvin import sequences, server, starts, tasks
 from mllm_act.envs.calvin.calvin import FIRST, SPEC
+from mllm_act.envs.calvin.phrasings import phrasings
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 
@@ -157,3 +158,36 @@ def test_a_sequence_goes_on_with_its_next_task(pool: EnvPool) -> None:
     np.testing.assert_array_equal(before["proprio"], after["proprio"])
     with pytest.raises(UserError, match="found configuration 100001"):
         pool.reset([0], [Job("next", 100_002, 0)])
+
+
+@simulated
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["open_drawer", "place_in_drawer", "push_red_block_left"])
+def test_experts_solve_drawn_starts(task: str) -> None:
+    env = envs.make("calvin", render=False)
+    first = env.reset(task, 1, 0)
+    assert str(first["instruction"]) in phrasings()[task] and first["images"] == {}
+    success, steps = False, 0
+    while not success:
+        _, reward, success = env.step(env.expert_action())
+        assert reward == float(success)
+        steps += 1
+    env.close()
+    assert steps < SPEC.horizon / 2
+
+
+@simulated
+def test_the_training_sentences_are_calvins() -> None:
+    assert sum(len(set(sentences)) for sentences in phrasings().values()) == 389
+
+
+def test_missing_sentences_name_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("conf/config_data_collection.yaml", "data/calvin_table_D", "calvin_env", ".git"):
+        (tmp_path / "calvin_env" / part).mkdir(parents=True)
+    monkeypatch.setenv("CALVIN_ENV", str(tmp_path / "calvin_env"))
+    phrasings.cache_clear()
+    with pytest.raises(UserError, match=r"new_playtable\.yaml.*github\.com/mees/calvin"):
+        phrasings()
+    phrasings.cache_clear()

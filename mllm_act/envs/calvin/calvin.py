@@ -13,7 +13,8 @@ Conventions, the same for demonstrations and evaluation:
 * An episode ends when CALVIN's own predicate of the task holds between its start and now, or after 360 steps.
 * The task ``any`` is the one that the configuration names. The split ``test`` has the 1,000 official starts and the
   first task of each sequence, with the sentence of CALVIN's validation; ``redrawn`` has the same with other poses of
-  the blocks. ``train`` has drawn starts: configuration c is in scene A, B or C by c modulo 3.
+  the blocks. ``train`` has drawn starts and CALVIN's training sentences: configuration c is in scene A, B or C
+  by c modulo 3.
 * The task ``next`` continues where the last episode of this simulator ended, with the next task of the same sequence:
   the official chains of five.
 """
@@ -26,6 +27,8 @@ import numpy as np
 from mllm_act.envs.base import EnvObservation, EnvSpec, ExpertFailed, check_action
 from mllm_act.envs.calvin import sequences, starts
 from mllm_act.envs.calvin.client import Client
+from mllm_act.envs.calvin.expert import Expert, View
+from mllm_act.envs.calvin.phrasings import phrasings
 from mllm_act.envs.calvin.starts import Start
 from mllm_act.envs.calvin.tasks import SENTENCES, TASKS
 from mllm_act.errors import UserError, nearest
@@ -64,6 +67,7 @@ SPLITS = {
     "test": range(100_000, 101_000),
     "redrawn": range(101_000, 102_000),
 }
+START_ATTEMPTS = 20
 
 
 def make(render: bool = True) -> "CalvinEnv":
@@ -82,6 +86,8 @@ class CalvinEnv:
         self._client: Client | None = None
         self._surfaces: dict[str, starts.Surfaces] = {}
         self._latest: dict[str, Any] = {}
+        self._view = View()
+        self._expert: Expert | None = None
         self._configuration, self._place = -1, 0  # in the official sequences
         self._sentence = ""
         self._steps, self._over = 0, True
@@ -105,26 +111,51 @@ class CalvinEnv:
             raise UserError(
                 f"--tasks={task}: expected {ANY}, the task of the official split test; pass --tasks={ANY}"
             )
-        start = self._start(split, task, configuration, seed)
+        number = SPLITS[split].index(configuration)
+        random = np.random.default_rng((seed, configuration))
+        for _ in range(START_ATTEMPTS):
+            start = self._start(split, task, number, random)
+            if self._set_up(start):
+                break
+        else:
+            raise UserError(f"{self._where}: expected to take a block before the start, found none")
+        self._configuration, self._place = configuration, 0
+        sentence = SENTENCES[start.task]
+        if split == "train":
+            sentence = str(random.choice(phrasings()[start.task]))
+        return self._begin(start.task, sentence)
+
+    def _start(self, split: str, task: str, number: int, random: np.random.Generator) -> Start:
+        if split == "test":
+            return starts.official(number)
+        scene = starts.TEST_SCENE if split == "redrawn" else starts.TRAIN_SCENES[number % 3]
+        surfaces = self._surfaces_of(scene)
+        if split == "redrawn" and task == ANY:
+            return starts.redrawn(number, surfaces, random)
+        chosen = TASKS[number // 3 % len(TASKS)] if task == ANY else task
+        return starts.drawn(chosen, scene, surfaces, random)
+
+    def _set_up(self, start: Start) -> bool:
+        """Makes the start of an episode; returns whether that succeeded. The expert lifts a block that is held."""
         self._ask(
             "reset",
             scene=start.scene,
             robot_obs=np.array(sequences.ROBOT),
             scene_obs=start.scene_obs,
         )
-        self._configuration, self._place = configuration, 0
-        return self._begin(start.task)
-
-    def _start(self, split: str, task: str, configuration: int, seed: int) -> Start:
-        number = SPLITS[split].index(configuration)
-        if split == "test":
-            return starts.official(number)
-        scene = starts.TEST_SCENE if split == "redrawn" else starts.TRAIN_SCENES[number % 3]
-        surfaces, random = self._surfaces_of(scene), np.random.default_rng((seed, configuration))
-        if split == "redrawn" and task == ANY:
-            return starts.redrawn(number, surfaces, random)
-        chosen = TASKS[number // 3 % len(TASKS)] if task == ANY else task
-        return starts.drawn(chosen, scene, surfaces, random)
+        if not start.carries:
+            return True
+        lift = f"lift_{start.carries}_block_table"
+        self._see(self._ask("begin", task=lift, draw=False))
+        expert = Expert(lift, self._view)
+        for _ in range(SPEC.horizon):
+            try:
+                self._see(self._ask("step", action=expert.act()))
+            except ExpertFailed:
+                return False
+            if self._latest["success"]:
+                return True
+        return False
 
     def _surfaces_of(self, scene: str) -> starts.Surfaces:
         if scene not in self._surfaces:
@@ -142,11 +173,12 @@ class CalvinEnv:
         self._place += 1
         if self._place == len(tasks):
             raise UserError(f"{self._where}: expected {len(tasks)} tasks in a sequence, found more")
-        return self._begin(tasks[self._place])
+        return self._begin(tasks[self._place], SENTENCES[tasks[self._place]])
 
-    def _begin(self, task: str) -> EnvObservation:
-        self._latest = self._ask("begin", task=task)
-        self._sentence = SENTENCES[task]
+    def _begin(self, task: str, sentence: str) -> EnvObservation:
+        self._see(self._ask("begin", task=task, draw=self._render))
+        self._sentence = sentence
+        self._expert = Expert(task, self._view)
         self._steps, self._over = 0, False
         return self._observe()
 
@@ -164,14 +196,25 @@ class CalvinEnv:
             raise RuntimeError(f"{self._where}: step {self._steps} without a reset")
         wanted = check_action(SPEC, action, f"{self._where}, step {self._steps}").astype(np.float64)
         wanted[6] = 1.0 if wanted[6] > 0 else -1.0
-        self._latest = self._ask("step", action=wanted)
+        self._see(self._ask("step", action=wanted))
         self._steps += 1
         success = bool(self._latest["success"])
         return self._observe(), float(success), success
 
     def expert_action(self) -> np.ndarray:
-        """Raises ExpertFailed: there is no expert yet."""
-        raise ExpertFailed(self._where)
+        """Returns the expert's action for this state, float32[7]. See ``expert``.
+
+        Raises:
+          ExpertFailed: all its moves are made, or it has none from this state.
+        """
+        assert self._expert is not None, "reset first"
+        return check_action(SPEC, self._expert.act(), f"{self._where}, expert at {self._steps}")
+
+    def _see(self, found: dict[str, Any]) -> None:
+        """Keeps what the simulator answered, for the observation and the expert."""
+        self._latest, view = found, self._view
+        view.robot, view.scene = found["robot_obs"], found["scene_obs"]
+        view.target, view.parts = found["target"], found["parts"]
 
     def _observe(self) -> EnvObservation:
         found: Mapping[str, Any] = self._latest

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-CAMERAS = ("static", "gripper")
+BLOCKS = ("block_red", "block_blue", "block_pink")
 PARTS = ("slide_link", "drawer_link", "switch_link", "button_link", "plank_link")
 
 
@@ -63,6 +63,7 @@ class Simulator:
 
         self._checkout, self._render = checkout, render
         self._env: Any = None
+        self._cameras: list[Any] = []
         self._task = ""
         self._start: dict[str, Any] = {}
         initialize_config_dir(str(checkout / "conf"), version_base=None)
@@ -93,7 +94,10 @@ class Simulator:
         return {name: [list(corner) for corner in box] for name, box in boxes.items()}
 
     def reset(self, scene: str, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None:
-        """Puts robot and scene into a state, both in CALVIN's own layout. The answer to `begin` shows it.
+        """Puts robot and scene into a state. The answer to `begin` shows it.
+
+        ``robot_obs`` float64[15] and ``scene_obs`` float64[24] are in CALVIN's layout, the blocks in the order of
+        `BLOCKS`; the scenes have them in three different orders.
 
         It makes a new simulation (0.5 s), because Bullet remembers contacts: the same actions would not give quite the
         same episode again.
@@ -104,11 +108,21 @@ class Simulator:
         self._env = self._instantiate(
             self._config(scene).env, show_gui=False, use_vr=False, use_scene_info=True
         )
+        self._cameras = self._env.cameras
         self._env.robot.gripper_action = int(robot_obs[14])
-        self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs)
+        own = np.copy(scene_obs)
+        own[6:] = scene_obs[6:].reshape(3, 6)[np.argsort(self._order())].ravel()
+        self._env.cameras = []
+        self._env.reset(robot_obs=robot_obs, scene_obs=own)
 
-    def begin(self, task: str) -> dict[str, Any]:
-        """Takes the present state as the start of a task; returns the observation."""
+    def _order(self) -> list[int]:
+        """Returns the place of each of `BLOCKS` in this scene's own layout."""
+        names = [block.name for block in self._env.scene.movable_objects]
+        return [names.index(name) for name in BLOCKS]
+
+    def begin(self, task: str, draw: bool) -> dict[str, Any]:
+        """Takes the present state as the start of a task; returns the observation, with images if ``draw``."""
+        self._env.cameras = self._cameras if draw else []
         self._task, self._start = task, self._env.get_info()
         return self._found(self._env.get_obs(), self._start)
 
@@ -128,12 +142,15 @@ class Simulator:
             for part in PARTS
         ]
         solved = self._oracle.get_task_info_for_set(self._start, info, {self._task})
+        scene = np.array(observation["scene_obs"], np.float64)
+        scene[6:] = scene[6:].reshape(3, 6)[self._order()].ravel()
         return {
             "robot_obs": np.asarray(observation["robot_obs"], np.float64),
-            "scene_obs": np.asarray(observation["scene_obs"], np.float64),
+            "scene_obs": scene,
+            "target": np.array([*env.robot.target_pos, *env.robot.target_orn], np.float64),
             "parts": np.array(boxes, np.float64),  # lowest and highest xyz of each of PARTS
             "success": len(solved) > 0,
-            **{name: observation["rgb_obs"][f"rgb_{name}"] for name in CAMERAS if self._render},
+            **{key.removeprefix("rgb_"): image for key, image in observation["rgb_obs"].items()},
         }
 
 

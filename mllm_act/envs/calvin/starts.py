@@ -14,9 +14,11 @@ from mllm_act.envs.calvin.tasks import COLORS, State, outcomes
 
 TRAIN_SCENES, TEST_SCENE = "ABC", "D"
 APART = 0.11  # metres between the middles of two blocks
-STACKED = 0.045  # metres between the middles of two stacked blocks
-# The part of the open drawer that the hand reaches, relative to the middle of the table's surface.
-DRAWER = ((-0.08, -0.25, 0.40), (0.08, -0.2, 0.40))
+STACKED = 0.04  # metres between the middles of two stacked blocks
+# The middle of each scene's drawer along x, and where blocks may lie in it when it is open, relative to that.
+DRAWER_X = {"A": 0.1, "B": 0.18, "C": 0.1, "D": 0.18}
+DRAWER = ((-0.12, -0.32, 0.361), (0.12, -0.25, 0.361))
+SLIDER_END = {"C": 0.24}  # where the door ends, if before `sequences.SLIDER_OPEN`
 
 Surfaces = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
@@ -41,7 +43,7 @@ def official(number: int) -> Start:
 def redrawn(number: int, surfaces: Surfaces, random: np.random.Generator) -> Start:
     """Returns the start of an official sequence with other poses of the blocks."""
     state, tasks = sequences.load()[number]
-    return Start(TEST_SCENE, tasks[0], state, place(state, surfaces, random))
+    return Start(TEST_SCENE, tasks[0], state, place(state, TEST_SCENE, tasks[0], surfaces, random))
 
 
 def drawn(task: str, scene: str, surfaces: Surfaces, random: np.random.Generator) -> Start:
@@ -52,12 +54,12 @@ def drawn(task: str, scene: str, surfaces: Surfaces, random: np.random.Generator
             break
     held = next((color for color in COLORS if state[f"{color}_block"] == "grasped"), "")
     before = state | ({f"{held}_block": "table", "grasped": 0} if held else {})
-    return Start(scene, task, state, place(before, surfaces, random), held)
+    return Start(scene, task, state, place(before, scene, task, surfaces, random), held)
 
 
 def draw_state(task: str, random: np.random.Generator) -> State:
-    """Returns a symbolic state; blocks are where the task may need them."""
-    places = ["table", "table", "slider_left", "slider_right"]
+    """Returns a symbolic state; blocks are where the task may need them, at most one at each end of the shelf."""
+    places = ["table"] * 3 + ["slider_left", "slider_right"]
     if task.endswith("block_drawer"):
         places.append("drawer")
     state: State = {
@@ -65,7 +67,9 @@ def draw_state(task: str, random: np.random.Generator) -> State:
         "lightbulb": int(random.integers(2)),
         "slider": str(random.choice(["right", "left"])),
         "drawer": str(random.choice(["closed", "open"])),
-        **{f"{color}_block": str(random.choice(places)) for color in COLORS},
+        **dict(
+            zip((f"{c}_block" for c in COLORS), map(str, random.permutation(places)), strict=False)
+        ),
         "grasped": 0,
     }
     some, other = random.permutation(COLORS)[:2]
@@ -76,26 +80,36 @@ def draw_state(task: str, random: np.random.Generator) -> State:
     return state
 
 
-def place(state: State, surfaces: Surfaces, random: np.random.Generator) -> np.ndarray:
-    """Returns ``scene_obs`` float64[24] of a symbolic state, with the blocks apart from each other."""
-    scene = sequences.fixtures(state)
+def place(
+    state: State, scene: str, task: str, surfaces: Surfaces, random: np.random.Generator
+) -> np.ndarray:
+    """Returns ``scene_obs`` float64[24] of a symbolic state, with the blocks apart from each other.
+
+    A block that is pushed into the drawer lies before it; those on the shelf are turned as in the official starts.
+    """
+    found = sequences.fixtures(state)
+    found[0] = min(found[0], SLIDER_END.get(scene, found[0]))
+    poses = {color: found[6 + 6 * i : 12 + 6 * i] for i, color in enumerate(COLORS)}
+    middle = np.array([DRAWER_X[scene], 0, 0])
+    drawer = tuple(middle + corner for corner in np.array(DRAWER))
     taken: list[np.ndarray] = []
-    for i, color in sorted(
-        enumerate(COLORS), key=lambda item: state[f"{item[1]}_block"] == "stacked_top"
-    ):
-        lies = str(state[f"{color}_block"])
+    for color, pose in poses.items():
+        lies = str(state[f"{color}_block"]).replace("stacked_bottom", "table")
         if lies == "stacked_top":
-            bottom = next(c for c in COLORS if state[f"{c}_block"] == "stacked_bottom")
-            below = scene[6 + 6 * COLORS.index(bottom) :][:6]
-            scene[6 + 6 * i : 12 + 6 * i] = below + [0, 0, STACKED, 0, 0, 0]
             continue
-        where = "table" if lies == "stacked_bottom" else lies
-        low, high = map(np.array, DRAWER if where == "drawer" else surfaces[where])
+        low, high = map(np.array, drawer if lies == "drawer" else surfaces[lies])
+        if task == "push_into_drawer" and lies == "table":
+            low[0], high[0] = max(low[0], middle[0] - 0.11), min(high[0], middle[0] + 0.11)
         for _ in range(1000):
             at = random.uniform(low, high)
             if all(np.linalg.norm(at - other) >= APART for other in taken):
                 break
         taken.append(at)
-        scene[6 + 6 * i : 9 + 6 * i] = at
-        scene[11 + 6 * i] = random.uniform(-np.pi, np.pi)
-    return scene
+        pose[:3] = at
+        spread = np.pi / 8 if lies.startswith("slider") else np.pi
+        pose[5] = np.pi / 2 + random.uniform(-spread, spread)
+    for color, pose in poses.items():
+        if state[f"{color}_block"] == "stacked_top":
+            bottom = next(c for c in COLORS if state[f"{c}_block"] == "stacked_bottom")
+            pose[:] = poses[bottom] + [0, 0, STACKED, 0, 0, 0]
+    return found
