@@ -4,9 +4,11 @@
 
 Episodes have no images. Those in the scenes A, B and C are drawn as for training, those in D as for ``redrawn``. With
 ``--official=N`` it plays the first N official sequences instead, all five tasks of each, until one fails.
+``--rates`` measures speed.
 """
 
 import argparse
+import resource
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +17,7 @@ from mllm_act import envs
 from mllm_act.envs import Job
 from mllm_act.envs.base import ExpertFailed
 from mllm_act.envs.calvin import sequences
-from mllm_act.envs.calvin.calvin import SPLITS, CalvinEnv
+from mllm_act.envs.calvin.calvin import SPLITS, make
 from mllm_act.errors import UserError, run
 
 NOISE = 0.1
@@ -61,6 +63,22 @@ def official(env: envs.Env, count: int) -> None:
         print(f"  at least {length}: {np.mean(np.array(solved) >= length):.1%}")
 
 
+def rates() -> None:
+    """Prints steps per second of processor time of a simulator's process, without its start."""
+    for name, render in (("calvin", True), ("calvin_static", True), ("calvin", False)):
+        used = []
+        for steps in (1, 61):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            env = envs.make(name, render=render)
+            env.reset("any", SPLITS["test"][0], 0)
+            for _ in range(steps):
+                env.step(np.zeros(7, np.float32))
+            env.close()
+            used.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        images = ", ".join(env.spec.cameras) if render else "none"
+        print(f"images: {images}: {60 / (used[1] - used[0]):.0f} steps per second")
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -71,11 +89,14 @@ def main() -> None:
     parser.add_argument(
         "--official", type=int, default=0, help="official sequences to play instead"
     )
+    parser.add_argument("--rates", action="store_true", help="measure the speed instead")
     args = parser.parse_args()
     if not 0 <= args.official <= sequences.SEQUENCES or args.episodes < 1:
         raise UserError("expected --episodes of 1 or more and --official of 0 to 1000")
-    env = CalvinEnv(render=False)
-    if args.official:
+    env = make(render=False)
+    if args.rates:
+        rates()
+    elif args.official:
         official(env, args.official)
     else:
         print(f"{'task':26s}   A   B   C   D  steps")

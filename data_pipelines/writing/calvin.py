@@ -213,6 +213,8 @@ def read(folder: Path, episode: Episode) -> tuple[dict[str, Any], list[str]]:
                     raise ValueError(f"an array of {largest:,} bytes, more than {_LARGEST:,}")
                 for key, width in NUMBERS.items():
                     numbers[key].append(_vector(key, file[key], width))
+                if abs(gripper := numbers["rel_actions"][-1][6]) != 1:
+                    raise ValueError(f"rel_actions with the gripper at {gripper:g}, not -1 or 1")
                 for camera in CAMERAS:
                     image = file[camera]
                     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

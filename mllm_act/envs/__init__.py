@@ -31,6 +31,7 @@ ENVS: dict[str, str] = {  # name -> import path of the module
     "language_rearrangement_112": "mllm_act.envs.language_rearrangement.small",
     "fetch_pick": "mllm_act.envs.fetch_pick.fetch_pick",
     "calvin": "mllm_act.envs.calvin.calvin",
+    "calvin_static": "mllm_act.envs.calvin.static",
 }
 
 

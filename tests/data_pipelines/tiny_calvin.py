@@ -20,7 +20,7 @@ def frame(number: int) -> dict[str, np.ndarray]:
         "depth_static": draw.random((24, 24), np.float32),
         "robot_obs": draw.normal(size=15),
         "scene_obs": draw.normal(size=24),
-        "rel_actions": draw.uniform(-1, 1, 7),
+        "rel_actions": np.append(draw.uniform(-1, 1, 6), draw.choice([-1.0, 1.0])),
         "actions": draw.normal(size=7),
     }
 

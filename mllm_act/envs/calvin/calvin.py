@@ -72,16 +72,16 @@ START_ATTEMPTS = 20
 
 def make(render: bool = True) -> "CalvinEnv":
     """Returns a simulator."""
-    return CalvinEnv(render)
+    return CalvinEnv(SPEC, render)
 
 
 class CalvinEnv:
-    """One simulator; its process starts at the first `reset`."""
+    """One simulator; its process starts at the first `reset`. ``spec`` is `SPEC` but for name and cameras."""
 
-    spec = SPEC
-
-    def __init__(self, render: bool = True) -> None:
+    def __init__(self, spec: EnvSpec, render: bool) -> None:
+        self.spec = spec
         self._render = render
+        self._cameras = spec.cameras if render else ()
         self._where = "before reset"
         self._client: Client | None = None
         self._surfaces: dict[str, starts.Surfaces] = {}
@@ -219,14 +219,14 @@ class CalvinEnv:
     def _observe(self) -> EnvObservation:
         found: Mapping[str, Any] = self._latest
         return {
-            "images": {camera: found[camera] for camera in SPEC.cameras if self._render},
+            "images": {camera: found[camera] for camera in self._cameras},
             "proprio": found["robot_obs"].astype(np.float32),
             "instruction": np.array(self._sentence),
         }
 
     def _ask(self, method: str, **arguments: Any) -> dict[str, Any]:
         if self._client is None:
-            self._client = Client(self._render)
+            self._client = Client(self._cameras)
         return self._client.ask(method, self._where, **arguments)
 
     def close(self) -> None:

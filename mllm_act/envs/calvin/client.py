@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ def interpreter() -> Path:
 class Client:
     """One simulator in its own process, which ends with this one."""
 
-    def __init__(self, render: bool) -> None:
-        """Starts it. Raises UserError if the checkout or the interpreter is missing."""
+    def __init__(self, cameras: Sequence[str]) -> None:
+        """Starts it; observations have these cameras.
+
+        Raises:
+          UserError: the checkout or the interpreter is missing.
+        """
         folder = checkout()
-        command = [str(interpreter()), "-I", server.__file__, str(folder), str(int(render))]
+        command = [str(interpreter()), "-I", server.__file__, str(folder), ",".join(cameras)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

@@ -119,6 +119,20 @@ def over(at: np.ndarray, height: float = SAFE) -> np.ndarray:
     return np.array([at[0], at[1], height])
 
 
+def backward(yaw: float, tilt: float) -> np.ndarray:
+    """Returns the direction from the fingertips to the hand, a unit vector float64[3]."""
+    flat = -np.sin(tilt)
+    return np.array([flat * np.cos(yaw), flat * np.sin(yaw), np.cos(tilt)])
+
+
+def tilt_for(view: View, at: np.ndarray) -> float:
+    """Returns the tilt with which the hand reaches a block: it would touch the sliding door or its handle."""
+    if at[1] > SHELF:
+        return SHELF_TILT
+    close = at[1] > CLOSE and abs(at[0] - view.slider()[0]) < 0.2
+    return CLOSE_TILT if close else 0.0
+
+
 def _script(task: str, view: View) -> Iterator[Move]:
     words = task.split("_")
     match words:
@@ -221,46 +235,53 @@ def grasp_yaw(view: View, color: str, near: float = NEUTRAL) -> float:
 
 
 def grasp(view: View, color: str, near: float = NEUTRAL) -> Iterator[Move]:
-    """Takes a block from above; with tilted fingers if it is behind the sliding door or close to it."""
-    at, yaw = view.block(color)[0], grasp_yaw(view, color, near)
-    tilt = SHELF_TILT if at[1] > SHELF else CLOSE_TILT if at[1] > CLOSE else 0.0
-    back = np.array([0, -np.sin(tilt), np.cos(tilt)])
-    yield from rise(view, OPEN, max(SAFE, at[2] + 0.1))
-    yield Move(at + 0.15 * back, OPEN, yaw, tilt, near=0.03)
-    at = view.block(color)[0]
-    yield Move(at, OPEN, yaw, tilt)
-    yield Move(at, CLOSED, yaw, tilt, hold=6)
+    """Takes a block from above; tries again if the fingers have closed on nothing."""
+    for _ in range(3):
+        at, yaw = view.block(color)[0], grasp_yaw(view, color, near)
+        tilt = tilt_for(view, at)
+        back = backward(yaw, tilt)
+        yield from rise(view, OPEN, max(SAFE, at[2] + 0.1))
+        yield Move(at + 0.15 * back, OPEN, yaw, tilt, near=0.03)
+        at = view.block(color)[0]
+        yield Move(at, OPEN, yaw, tilt)
+        yield Move(at, CLOSED, yaw, tilt, hold=6)
+        if view.robot[6] > 0.02:
+            return
 
 
 def lift(view: View, color: str) -> Iterator[Move]:
     """Takes a block and raises it."""
     yield from grasp(view, color)
-    tilt = -view.target[4]
-    back = np.array([0, -np.sin(tilt), np.cos(tilt)])
-    yield Move(view.target[:3] + 0.15 * back, CLOSED, view.target[5], tilt)
+    yaw, tilt = view.target[5], -view.target[4]
+    yield Move(view.target[:3] + 0.15 * backward(yaw, tilt), CLOSED, yaw, tilt)
 
 
 def rotate(view: View, color: str, direction: float) -> Iterator[Move]:
     """Takes a block and turns it where it lies; ``direction`` is 1 for anticlockwise."""
-    turn = direction * 1.3  # 74 degrees
+    turn = direction * 1.45  # 83 degrees
     yield from grasp(view, color, NEUTRAL - turn / 2)
     at, tilt = view.target[:3].copy(), -view.target[4]
     yaw = view.target[5] + turn
     yield Move(at, CLOSED, yaw, tilt)
-    yield Move(at, OPEN, yaw, tilt, hold=4)
+    yield Move(at, OPEN, yaw, tilt, hold=10)
 
 
 def push(view: View, color: str, direction: float) -> Iterator[Move]:
-    """Pushes a block along x from its side."""
-    yield from rise(view, CLOSED)
-    at = view.block(color)[0]
-    tilt = CLOSE_TILT if at[1] > CLOSE else 0.0
-    lean = 0.4 if at[0] > 0.15 else 0.0
-    beside = at + [-direction * 0.075, 0, -0.002]
-    end = at + [direction * 0.13, 0, -0.002]
-    yield Move(over(beside), CLOSED, tilt=tilt, lean=lean, near=0.03)
-    yield Move(beside, CLOSED, tilt=tilt, lean=lean)
-    yield Move(end, CLOSED, tilt=tilt, lean=lean, speed=0.5)
+    """Pushes a block along x from its side; again if it has slipped away."""
+    first = view.block(color)[0][0]
+    for _ in range(3):
+        at = view.block(color)[0]
+        left = 0.13 - direction * (at[0] - first)
+        if left < 0.02:
+            return
+        yield from rise(view, CLOSED)
+        tilt = tilt_for(view, at)
+        lean = 0.4 if at[0] > 0.15 else 0.0
+        beside = at + [-direction * 0.075, 0, -0.002]
+        end = at + [direction * left, 0, -0.002]
+        yield Move(over(beside), CLOSED, tilt=tilt, lean=lean, near=0.03)
+        yield Move(beside, CLOSED, tilt=tilt, lean=lean)
+        yield Move(end, CLOSED, tilt=tilt, lean=lean, speed=0.5)
 
 
 def held(view: View) -> str:
@@ -272,7 +293,7 @@ def carry(
     view: View, color: str, to: np.ndarray, yaw: float, tilt: float, above: float
 ) -> Iterator[Move]:
     """Takes the held block to a place, by a point above it, and opens the hand there."""
-    back = np.array([0, -np.sin(tilt), np.cos(tilt)])
+    back = backward(yaw, tilt)
     yield from rise(view, CLOSED, SAFE)
     yield Move(to + above * back, CLOSED, yaw, tilt, near=0.03)
     to = to - (view.block(color)[0] - view.robot[:3])
@@ -304,7 +325,7 @@ def stack(view: View) -> Iterator[Move]:
     if not on_table:
         return
     below, _ = min(on_table, key=lambda block: np.linalg.norm(block[0] - view.robot[:3]))
-    tilt = CLOSE_TILT if below[1] > CLOSE else 0.0
+    tilt = tilt_for(view, below)
     yield from carry(view, color, below + [0, 0, 0.043], view.target[5], tilt, 0.1)
 
 

@@ -1,9 +1,9 @@
 """Runs CALVIN's simulator in its own Python environment and answers requests over its standard input and output.
 
-    python -I server.py CHECKOUT RENDER
+    python -I server.py CHECKOUT CAMERAS
 
-``CHECKOUT`` is a checkout of github.com/mees/calvin_env, which is used as it is; ``RENDER`` is 1 or 0. `client` starts
-this program. It imports nothing of mllm_act, because the other environment does not have it.
+``CHECKOUT`` is a checkout of github.com/mees/calvin_env, which is used as it is; ``CAMERAS`` are names with commas.
+`client` starts this program. It imports nothing of mllm_act, because the other environment does not have it.
 
 A message is a length in four bytes (little endian), that many bytes of JSON, and the bytes of the arrays that its key
 ``arrays`` lists as [name, dtype, shape]. Nothing is pickled.
@@ -57,11 +57,11 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 class Simulator:
     """CALVIN's environment."""
 
-    def __init__(self, checkout: Path, render: bool) -> None:
+    def __init__(self, checkout: Path, cameras: str) -> None:
         sys.path.insert(0, str(checkout))
         from hydra import compose, initialize_config_dir
 
-        self._checkout, self._render = checkout, render
+        self._checkout, self._names = checkout, list(filter(None, cameras.split(",")))
         self._env: Any = None
         self._cameras: list[Any] = []
         self._task = ""
@@ -71,7 +71,7 @@ class Simulator:
         self._oracle = self._instantiate(self._config("D").tasks)
 
     def _config(self, scene: str) -> Any:
-        cameras = "static_and_gripper" if self._render else "no_cameras"
+        cameras = "static_and_gripper" if self._names else "no_cameras"
         return self._compose(
             "config_data_collection",
             [
@@ -108,7 +108,7 @@ class Simulator:
         self._env = self._instantiate(
             self._config(scene).env, show_gui=False, use_vr=False, use_scene_info=True
         )
-        self._cameras = self._env.cameras
+        self._cameras = [camera for camera in self._env.cameras if camera.name in self._names]
         self._env.robot.gripper_action = int(robot_obs[14])
         own = np.copy(scene_obs)
         own[6:] = scene_obs[6:].reshape(3, 6)[np.argsort(self._order())].ravel()
@@ -167,7 +167,7 @@ def main() -> None:
             os._exit(0)
         try:
             if simulator is None:
-                simulator = Simulator(Path(sys.argv[1]), sys.argv[2] == "1")
+                simulator = Simulator(Path(sys.argv[1]), sys.argv[2])
             method = request.pop("method")
             send(replies, getattr(simulator, method)(**request) or {})
         except Exception as error:

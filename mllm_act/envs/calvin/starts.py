@@ -13,6 +13,7 @@ from mllm_act.envs.calvin import sequences
 from mllm_act.envs.calvin.tasks import COLORS, State, outcomes
 
 TRAIN_SCENES, TEST_SCENE = "ABC", "D"
+SHELF_MARGIN = 0.03  # metres
 APART = 0.11  # metres between the middles of two blocks
 STACKED = 0.04  # metres between the middles of two stacked blocks
 # The middle of each scene's drawer along x, and where blocks may lie in it when it is open, relative to that.
@@ -98,6 +99,8 @@ def place(
         if lies == "stacked_top":
             continue
         low, high = map(np.array, drawer if lies == "drawer" else surfaces[lies])
+        if lies.startswith("slider"):  # at its ends the hand would touch the frame
+            low[0], high[0] = low[0] + SHELF_MARGIN, high[0] - SHELF_MARGIN
         if task == "push_into_drawer" and lies == "table":
             low[0], high[0] = max(low[0], middle[0] - 0.11), min(high[0], middle[0] + 0.11)
         for _ in range(1000):

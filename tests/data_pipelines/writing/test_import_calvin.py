@@ -55,19 +55,21 @@ def test_an_imported_dataset_says_the_same(
 def test_all_faults_are_listed_and_what_is_repaired_is_read_again(
     source: Path, tmp_path: Path
 ) -> None:
-    files = [source / f"training/episode_{number:07d}.npz" for number in (5, 8, 9, 21)]
+    files = [source / f"training/episode_{number:07d}.npz" for number in (5, 8, 9, 21, 6)]
     files[0].unlink()
     files[1].write_bytes(b"PK")
     np.savez(files[2], **{**tiny_calvin.frame(9), "rel_actions": np.full(7, np.nan)})
     np.savez(files[3], **{**tiny_calvin.frame(21), "robot_obs": np.zeros(14)})
-    with pytest.raises(UserError, match="found 4: ") as error:
+    between = np.append(np.zeros(6), 0.5)
+    np.savez(files[4], **{**tiny_calvin.frame(6), "rel_actions": between})
+    with pytest.raises(UserError, match="found 5: ") as error:
         import_dataset(source, tmp_path / "out", workers=1)
     for part in (
         "found no episode_0000005.npz", "episode_0000008.npz: expected a frame of training, annotation 1", "with nan",
-        "robot_obs of the shape (14,) in place of (15,)",
+        "robot_obs of the shape (14,) in place of (15,)", "gripper at 0.5, not -1 or 1",
     ):  # fmt: skip
         assert part in str(error.value)
-    for file, number in zip(files, (5, 8, 9, 21), strict=True):
+    for file, number in zip(files, (5, 8, 9, 21, 6), strict=True):
         np.savez(file, **tiny_calvin.frame(number))
     assert import_dataset(source, tmp_path / "out", workers=1)["results"]["episodes"] == 6
 
