@@ -40,9 +40,8 @@ class EnvSpec:
     # What the horizon means to reinforcement learning: "bootstrap" if an episode is only cut there and its last
     # observation has a value, "terminal" if nothing comes after it. It is not stored beside datasets.
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    image_sizes: tuple[
-        int, ...
-    ] = ()  # of each camera, where they differ; `image_size` is then the largest
+    # Of each camera, where they differ; `image_size` is then the largest.
+    image_sizes: tuple[int, ...] = ()
 
     def size_of(self, camera: str) -> int:
         """Returns the pixels of a camera's image along each side."""
