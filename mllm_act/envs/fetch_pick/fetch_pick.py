@@ -12,8 +12,8 @@ of its position. Conventions, the same for demonstrations and evaluation:
 * The image is that of the head camera, which looks down by 32 degrees. Proprioception: the angles of the arm, and
   whether something is held.
 * An episode is determined by (task, configuration, seed); the task is the kind of the target. Configuration c of
-  ``train`` is in room c modulo 200; the rooms of ``validation`` and ``test`` occur in no other split. Nothing in this
-  package was chosen on ``test``.
+  ``train`` is in room c modulo 200; the rooms of ``validation`` and ``test`` occur in no other split. Settings are
+  chosen on ``validation``.
 """
 
 import numpy as np
