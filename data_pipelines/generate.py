@@ -273,7 +273,7 @@ def main() -> None:
         "--tasks",
         required=True,
         help="comma-separated names of tasks and groups; metaworld: ml45 (train), ml5 (held out); "
-        "babyai, language_rearrangement: all",
+        "babyai, language_rearrangement, calvin: all",
     )
     parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
     parser.add_argument(

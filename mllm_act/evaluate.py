@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def rollout(
     episodes: list[Episode],
     horizon: int,
     sample: bool = False,
+    follow: Callable[[Episode], Episode | None] = lambda episode: None,
 ) -> Iterator[Episode]:
     """Plays all episodes with the policy, fills in their results, and yields each as it ends.
 
@@ -87,6 +88,7 @@ def rollout(
       horizon: maximum steps per episode.
       sample: draw actions from the policy's distribution instead of taking the most likely. An episode's draws depend
         on its job only, not on the pool.
+      follow: see ``play.play``.
     """
     memory: Any = policy.start(pool.num_envs)
 
@@ -107,7 +109,7 @@ def rollout(
         action, memory = policy.act(images, proprio, instructions, first, memory, keys)
         return action[sorted(playing)]
 
-    yield from play.play(pool, episodes, horizon, decide, "evaluate")
+    yield from play.play(pool, episodes, horizon, decide, "evaluate", follow)
 
 
 def write_video(folder: Path, episode: Episode, hertz: float) -> None:

@@ -58,7 +58,12 @@ def episodes(
 
 
 def play(
-    pool: EnvPool, todo: Sequence[Episode], horizon: int, decide: Decide, label: str
+    pool: EnvPool,
+    todo: Sequence[Episode],
+    horizon: int,
+    decide: Decide,
+    label: str,
+    follow: Callable[[Episode], Episode | None] = lambda episode: None,
 ) -> Iterator[Episode]:
     """Plays episodes, fills in their results, and yields each as it ends.
 
@@ -71,6 +76,7 @@ def play(
       horizon: maximum steps per episode.
       decide: chooses the actions; see `Decide`.
       label: title of the progress bar.
+      follow: the episode that the same simulator plays after another, if there is one: tasks that follow one another.
     """
     spec, num_envs = pool.spec, pool.num_envs
     sizes = {camera: spec.size_of(camera) for camera in spec.cameras}
@@ -88,12 +94,15 @@ def play(
 
     waiting = deque(todo)
     playing: dict[int, Episode] = {}
+    following: dict[int, Episode] = {}
     finished = successes = 0
     with tqdm(total=len(todo), desc=label, unit="episode") as bar:
-        while waiting or playing:
-            started = [slot for slot in range(num_envs) if slot not in playing][: len(waiting)]
-            if started:
-                playing |= {slot: waiting.popleft() for slot in started}
+        while waiting or playing or following:
+            free = [slot for slot in range(num_envs) if slot not in playing | following]
+            following |= {slot: waiting.popleft() for slot in free[: len(waiting)]}
+            if started := sorted(following):
+                playing |= following
+                following.clear()
                 store(started, pool.reset(started, [playing[slot].job for slot in started]))
             actions = decide(playing, started, latest)
             busy = sorted(playing)
@@ -109,5 +118,8 @@ def play(
                     del playing[slot]
                     finished, successes = finished + 1, successes + episode.success
                     bar.update()
+                    if (after := follow(episode)) is not None:
+                        following[slot] = after
+                        bar.total += 1
                     bar.set_postfix(success=f"{successes / finished:.0%}")
                     yield episode

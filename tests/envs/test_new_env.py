@@ -37,6 +37,30 @@ def test_a_pool_steps_it_in_worker_processes() -> None:
     assert rewards.tolist() == [1, 0] and successes.tolist() == [True, False]
 
 
+def test_an_episode_can_be_followed_by_another_in_the_same_simulator() -> None:
+    played: list[tuple[int, Job]] = []
+    with EnvPool("toy", num_envs=2, num_workers=1) as pool:
+
+        def decide(
+            playing: Mapping[int, Episode], started: Sequence[int], observation: EnvObservation
+        ) -> np.ndarray:
+            played.extend((slot, playing[slot].job) for slot in started)
+            return pool.expert_actions(sorted(playing))
+
+        def follow(episode: Episode) -> Episode | None:
+            _, configuration, seed = episode.job
+            return (
+                Episode(Job("right", configuration, seed)) if episode.job.task == "left" else None
+            )
+
+        todo = play.episodes("toy", "left", "train")
+        done = list(play.play(pool, todo, pool.spec.horizon, decide, "toy", follow))
+    assert len(done) == 6 and all(episode.success for episode in done)
+    slots = {job: slot for slot, job in played}
+    for episode in todo:
+        assert slots[episode.job] == slots[Job("right", *episode.job[1:])]
+
+
 def test_its_expert_is_played_and_summarized() -> None:
     episodes = play.episodes("toy", "both", "test", videos=True)
     with EnvPool("toy", num_envs=3, num_workers=1) as pool:
