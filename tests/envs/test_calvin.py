@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from configs.robots.calvin import MAPPING
 from mllm_act import envs
 from mllm_act.envs import Job
+from mllm_act.envs.base import metadata
 from mllm_act.envs.calvin import sequences, server, starts, tasks
 from mllm_act.envs.calvin.calvin import FIRST, SPEC
+from mllm_act.envs.calvin.client import Client
 from mllm_act.envs.calvin.phrasings import phrasings
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
@@ -191,3 +193,22 @@ def test_missing_sentences_name_the_repository(
     with pytest.raises(UserError, match=r"new_playtable\.yaml.*github\.com/mees/calvin"):
         phrasings()
     phrasings.cache_clear()
+
+
+def test_cameras_of_different_sizes_and_one_alone() -> None:
+    assert [SPEC.size_of(camera) for camera in SPEC.cameras] == [200, 84]
+    alone = envs.spec("calvin_static")
+    assert alone.cameras == ("static",) and alone.size_of("static") == 200
+    assert "image_sizes" not in metadata(alone) and metadata(SPEC)["image_sizes"] == (200, 84)
+
+
+@simulated
+@pytest.mark.slow
+def test_faults_of_the_simulator_are_one_line_each() -> None:
+    client = Client(())
+    with pytest.raises(UserError, match=r"here: .* the gripper's action is 1 .* found 0.5"):
+        client.ask("step", "here", action=np.full(7, 0.5))
+    client._process.kill()
+    with pytest.raises(UserError, match="here: .* ended with status -9"):
+        client.ask("surfaces", "here", scene="A")
+    client.close()
