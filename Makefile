@@ -28,7 +28,7 @@ $(STAMP): always
 always: ;
 endif
 
-demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=fetch_pick or language_rearrangement)
+demo: setup  ## the main job end to end in 15 minutes on 2 cores (ADAPTERS=all, ENV=language_rearrangement)
 	@$(RUN) -m mllm_act.demo --env=$(ENV) --adapters=$(ADAPTERS)
 
 demo-rl: setup  ## reinforcement learning from scratch on 2 cores: two tasks of Language Rearrangement
