@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ TRUE = {"1", "on", "t", "true", "y", "yes"}  # what JAX takes for true in an env
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing to an open file
 LOST = 75  # exit status of processes that cannot go on and may be started again: EX_TEMPFAIL of sysexits.h
 GRACE = 5.0  # seconds that a program has to end itself after a signal
+WEAK = (weakref.__file__, weakref.WeakSet.__init__.__code__.co_filename)
 REPEAT = 1.0  # seconds; a terminal and a parent process may both send the same signal
 
 
@@ -82,8 +84,12 @@ class Signals:
             if self._limit is not None:
                 self._limit.cancel()
 
-    def _interrupt(self, number: int, _: FrameType | None) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
+            if not self.deferred and _ignores_exceptions(frame):
+                main = threading.main_thread().ident  # a system call of another thread would go on
+                threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
+                return
             self.received = signal.Signals(number)
             if not self.deferred:
                 raise KeyboardInterrupt
@@ -118,6 +124,16 @@ class Signals:
         """Ends the other processes of this program and this one, if there are several."""
         if self.fail_together is not None:
             self.fail_together(status, message)
+
+
+def _ignores_exceptions(frame: FrameType | None) -> bool:
+    """Whether Python would drop an exception: in a destructor, a garbage collector's or a weak reference's callback."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("__del__", "_xla_gc_callback") or code.co_filename in WEAK:
+            return True
+        frame = frame.f_back
+    return False
 
 
 signals = Signals()  # of this process

@@ -18,9 +18,19 @@ from mllm_act import errors
 
 errors.GRACE = 0.5
 
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        for _ in range(50):
+            time.sleep(0.01)
+
 def main():
     with tempfile.TemporaryDirectory(dir=sys.argv[2]):
         errors.signals.deferred = sys.argv[1] == "deferred"
+        if sys.argv[1] == "destructor":  # where Python drops exceptions
+            errors.GRACE = 60.0
+            Slow()
+            time.sleep(60)
         print("ready", flush=True)
         if sys.argv[1] == "python":
             time.sleep(60)
@@ -40,7 +50,7 @@ def start(doing: str, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("doing", ["python", "compiling"])
+@pytest.mark.parametrize("doing", ["python", "destructor", "compiling"])
 def test_a_signal_ends_the_program_with_the_status_of_shells(
     doing: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -48,7 +58,7 @@ def test_a_signal_ends_the_program_with_the_status_of_shells(
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (128 + number, "interrupted\n")
-    if doing == "python":
+    if doing != "compiling":
         assert list(tmp_path.iterdir()) == []  # it cleaned up
 
 
