@@ -24,6 +24,7 @@ TRUE = {"1", "on", "t", "true", "y", "yes"}  # what JAX takes for true in an env
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing to an open file
 LOST = 75  # exit status of processes that cannot go on and may be started again: EX_TEMPFAIL of sysexits.h
 GRACE = 5.0  # seconds that a program has to end itself after a signal
+# Files of the standard library whose functions are callbacks of weak references.
 WEAK = (weakref.__file__, weakref.WeakSet.__init__.__code__.co_filename)
 REPEAT = 1.0  # seconds; a terminal and a parent process may both send the same signal
 
