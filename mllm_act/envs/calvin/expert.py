@@ -17,10 +17,8 @@ NEUTRAL = np.pi / 2  # the turn of the hand at which the joints are far from the
 SAFE = 0.60  # height of the fingertips at which nothing is in the way, metres
 MOST_STEPS = 60  # of one move
 SHELF, SHELF_TILT = 0.04, 0.6  # blocks with a larger y lie behind the sliding door; radians
-CLOSE, CLOSE_TILT = (
-    -0.09,
-    0.4,
-)  # blocks with a larger y are so close that the hand would touch the door's handle
+# Blocks with a larger y lie so close to the door that the hand would touch its handle; radians
+CLOSE, CLOSE_TILT = -0.09, 0.4
 PER_STEP, TURN_PER_STEP = 0.02, 0.05  # of an action of 1: metres, radians
 
 
