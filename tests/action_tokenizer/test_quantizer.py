@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mllm_act.action_tokenizer import quantizer
 from mllm_act.action_tokenizer.quantizer import Codebooks
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 INITIALISE = jax.jit(quantizer.initialise, static_argnums=(2, 3, 4))
 seeds = st.integers(0, 2**16)

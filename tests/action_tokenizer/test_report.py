@@ -15,6 +15,8 @@ from mllm_act.action_tokenizer.autoencoder import ActionTokenizer
 from mllm_act.action_tokenizer.byte_pair import END
 from tests.action_tokenizer.conftest import some_actions, statistics
 
+pytestmark = pytest.mark.slow
+
 METADATA = dataclasses.asdict(envs.spec("metaworld"))
 
 

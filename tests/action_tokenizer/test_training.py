@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from mllm_act.action_tokenizer import training
 from mllm_act.action_tokenizer.autoencoder import ActionTokenizer, CodebookVariable, TokenizerConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TokenizerConfig(action_dim=3, quantizers=2, codes=16, width=8, hidden=32)
 SETTINGS = training.TrainingConfig(batch_size=32, initial_samples=256)
 

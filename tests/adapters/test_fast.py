@@ -20,6 +20,8 @@ from tests.action_tokenizer.tables import random_tokenizer
 from tests.adapters.discrete import D, extend, moments, teacher_forced
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 FIRST = 100
 # Chunks of 3 steps of one dimension in at most 3 tokens out of 6: END, three integers, two merged codes.
 CONFIG = FastConfig(1, 3, scale=2.0, low=-1, high=1, merges=2, codes=6, tokens=3)

@@ -5,11 +5,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_act.adapters.token_filter import Trie, choose, filtered_log_softmax
 from tests.adapters.discrete import D, V, extend, language, rows, teacher_forced
+
+pytestmark = pytest.mark.slow
 
 END = V - 1
 # Of unequal length, one the beginning of another or not, with the end's token inside or not.

@@ -19,6 +19,8 @@ from mllm_act.adapters.base import Adapter, RunFacts, Vocabulary
 from mllm_act.normalization import NORMALIZATIONS, Statistics
 from tests.action_tokenizer.tables import random_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CONTINUOUS = [name for name, kind in ADAPTERS.items() if not kind.discrete]
 FIRST, WIDTH, PROPRIO = 100, 8, 2
 COLUMNS = ("constant", "binary", "heavy", "one-sided", "ordinary")

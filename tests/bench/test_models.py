@@ -16,6 +16,8 @@ from mllm_act.models import presets
 from mllm_act.models.bridge.bridge import part_config
 from mllm_act.models.mllm import MLLM
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--preset=tiny", "--context=1", "--prompt_tokens=7", "--steps=1", "--batch_size=1"]
 
 

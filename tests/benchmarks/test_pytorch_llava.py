@@ -10,6 +10,8 @@ import pytest
 from mllm_act import flops
 from mllm_act.models import presets
 
+pytestmark = pytest.mark.slow
+
 for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package)
 

@@ -13,6 +13,8 @@ from data_pipelines.reading.rlds import open_dataset
 from data_pipelines.writing import recording
 from mllm_act.envs import spec
 
+pytestmark = pytest.mark.slow
+
 BABYAI = spec("babyai")
 
 

@@ -10,6 +10,8 @@ from mllm_act.models import episode
 from mllm_act.models.mllm import MLLM
 from tests.rl.small import PRESET
 
+pytestmark = pytest.mark.slow
+
 CAMERA, STEPS, TOKENS = "front", 4, 5
 
 

@@ -14,6 +14,8 @@ from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.models.vision import FAMILIES, FITS, preprocess
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"front": (20, 40), "wrist": (36, 20)}
 
 

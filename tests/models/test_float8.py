@@ -21,6 +21,8 @@ from mllm_act.models.mllm import MLLM
 from mllm_act.models.vision import VisionConfig
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 0.05
 
 

@@ -18,6 +18,8 @@ from mllm_act.models.mllm import HISTORIES, MLLM, MLLMConfig
 from tests.models import tiny
 from tests.models.tiny import B, D, N, T
 
+pytestmark = pytest.mark.slow
+
 BRIDGES = (
     ("projector",),
     ("perceiver",),

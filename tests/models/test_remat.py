@@ -12,6 +12,8 @@ from mllm_act import parameters
 from mllm_act.models.layers import REMAT, unstack
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 Values = tuple[jax.Array, dict[str, jax.Array]]
 
 

@@ -15,6 +15,8 @@ from mllm_act.policy import Policy
 from mllm_act.policy.network import EmbodimentConfig, NetworkConfig, PolicyNetwork, build_network
 from mllm_act.policy.prompt import Prompt, train_text_tokenizer
 
+pytestmark = pytest.mark.slow
+
 A, B = "go to the red ball", "pick up a key"
 STEPS = 5
 RNG = np.random.default_rng(0)

@@ -15,6 +15,8 @@ from mllm_act.training.augment import Augmentation
 from mllm_act.training.step import Recipe, update, validate
 from tests.training import test_step
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 2, 12, 20, 3)  # windows, steps, height, width
 BOTH = Augmentation(crop=0.9, color=0.2)
 KEY = jax.random.key(0)

@@ -17,6 +17,8 @@ from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM, MLLMConfig
 from mllm_act.training import memory, sharding
 
+pytestmark = pytest.mark.slow
+
 TINY = presets.get("tiny").model
 WITH_LORA = dataclasses.replace(
     TINY, language=dataclasses.replace(TINY.language, lora=LoRA(rank=8))

@@ -19,6 +19,8 @@ from mllm_act.training import embodiments
 from mllm_act.training.setup import set_up
 from tests.data_pipelines import tiny_rlds
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAMES = {"tiny": 4, "tiny7": 7}
 

@@ -16,6 +16,8 @@ from mllm_act import placement
 from mllm_act.training.compiled import collectives
 from tests.shared import once
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MESHES = ("(8, 1, 1)", "(1, 8, 1)", "(1, 1, 8)", "(2, 2, 2)")
 

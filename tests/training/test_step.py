@@ -27,6 +27,8 @@ from tests.action_tokenizer.tables import random_tokenizer
 from tests.adapters import discrete
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 WINDOWS, STEPS, PROMPT, DIMS = 10, 3, 4, 2
 UNITS = tuple((f"a{d}", "m", 1.0) for d in range(DIMS))
 NAMES = ("left", "right", "pick up")

@@ -17,6 +17,8 @@ from mllm_act.training import optimizer
 from mllm_act.training.step import Recipe, update
 from tests.training import test_step
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 

@@ -15,6 +15,8 @@ from mllm_act.weights import safetensors
 from mllm_act.weights.folder import WEIGHTS, pretrained_text_tokenizer
 from tests.weights import small
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 

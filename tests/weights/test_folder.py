@@ -32,6 +32,8 @@ from mllm_act.weights.folder import (
 from mllm_act.weights.shapes import pretrained_shapes
 from mllm_act.weights.tensors import Tensor
 
+pytestmark = pytest.mark.slow
+
 
 def config() -> MLLMConfig:
     """The tiny preset with a projector and fewer rows."""

@@ -21,7 +21,10 @@ from mllm_act.weights import names, safetensors
 from mllm_act.weights.shapes import pretrained_shapes
 from mllm_act.weights.tensors import Tensor
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 MEGABYTE = 1 << 20
 LARGEST = 64 * MEGABYTE  # the embedding

@@ -17,6 +17,8 @@ from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from tests.data_pipelines import tiny_rlds
 
+pytestmark = pytest.mark.slow
+
 ACTIONS = {"arm": 4, "hand": 7}
 
 weights_of = st.dictionaries(

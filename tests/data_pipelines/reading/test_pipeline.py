@@ -20,6 +20,8 @@ from data_pipelines.tensorflow_cpu import tf
 from mllm_act.errors import UserError
 from tests.data_pipelines import tiny_rlds
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = [[4, 1], [7, 3], [5], [2, 8, 6]]  # 4 files; 36 steps
 STEPS = sum(map(sum, LENGTHS))
 

@@ -44,6 +44,8 @@ from tests.data_pipelines.tiny_lerobot import (
     write_video,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def v3(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from mllm_act.models.layers import LoRA
 from mllm_act.models.mllm import MLLM
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 PROMPT, WIDTH = 11, 256
 
 

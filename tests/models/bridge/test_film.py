@@ -20,6 +20,8 @@ from mllm_act.models.bridge.part import PartShape
 from mllm_act.models.mllm import MLLM
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 SIZES = FilmConfig(width=8, blocks=2, instruction_layer=1, queries=3, mlp_width=16, latents=2)
 
 
