@@ -5,6 +5,7 @@ back into text: actions do not pass through here.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -109,20 +110,28 @@ def fill(template: str, instruction: str) -> str:
     return template.replace("{instruction}", instruction)
 
 
-def check_ids(
-    prompt: Prompt, instructions: Iterable[str], vocabulary: int, action_tokens: range
-) -> None:
-    """Checks the ids of prompts.
+def readable(
+    prompt: Prompt, instructions: Sequence[str], vocabulary: int, action_tokens: range
+) -> Prompt:
+    """Returns a prompt whose ids the model can read.
+
+    Adapters write over rows of the vocabulary's end, which are rare words. Where an instruction has such a word, the
+    text tokenizer of the result cuts it into pieces.
 
     Args:
-      prompt: makes them.
+      prompt: as the config has it.
       instructions: of the dataset.
       vocabulary: V, the number of ids of the model.
       action_tokens: ids that the adapter writes over.
 
     Raises:
-      UserError: if the model lacks an id, or the adapter writes over it; it names the instruction.
+      UserError: if a prompt is too long, the model lacks an id, or an id that the adapter writes over cannot be cut
+        into pieces; it names the instruction.
     """
+    if any(token in action_tokens for text in instructions for token in prompt.encode(text)):
+        cut = _without(prompt.tokenizer_json, action_tokens)
+        prompt = dataclasses.replace(prompt, tokenizer_json=cut)
+    prompt.tokens(instructions)  # reports one that is too long
     for instruction in instructions:
         for token in prompt.encode(instruction):
             if token >= vocabulary:
@@ -138,3 +147,32 @@ def check_ids(
                     f"{action_tokens.stop - 1}, the rows of actions, found {token} ({text!r}) in the one "
                     f"for {instruction!r}; reword it"
                 )
+    return prompt
+
+
+def _without(tokenizer_json: str, ids: range) -> str:
+    """Returns a BPE tokenizer that cuts words into pieces instead of giving ``ids``, and any other as it was.
+
+    What has no pieces stays: the alphabet, unless its bytes are a fallback, and special tokens.
+    """
+    tokenizer = json.loads(tokenizer_json)
+    model = tokenizer["model"]
+    if model["type"] != "BPE":
+        return tokenizer_json
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    made = {"".join(pair) for pair in merges}
+    fallback = model.get("byte_fallback", False)
+    bytes_ = {f"<0x{byte:02X}>" for byte in range(256)}
+    special = {token["id"] for token in tokenizer.get("added_tokens", ())}
+    removed = {
+        piece
+        for piece, i in model["vocab"].items()
+        if i in ids and i not in special and (piece in made or (fallback and piece not in bytes_))
+    }
+    model["vocab"] = {piece: i for piece, i in model["vocab"].items() if piece not in removed}
+    model["merges"] = [
+        merge
+        for merge, pair in zip(model["merges"], merges, strict=True)
+        if not removed & {*pair, "".join(pair)}
+    ]
+    return json.dumps(tokenizer, ensure_ascii=False)

@@ -23,7 +23,7 @@ from mllm_act.policy.network import (
     longest_prompt,
     override_model,
 )
-from mllm_act.policy.prompt import Prompt, check_ids, fill, train_text_tokenizer
+from mllm_act.policy.prompt import Prompt, fill, readable, train_text_tokenizer
 from mllm_act.rl.episodes import Episodes
 from mllm_act.weights.folder import pretrained_text_tokenizer
 
@@ -95,11 +95,9 @@ def from_scratch(
     )
     network = NetworkConfig(config.preset, model, preset.trained, {spec.name: part})
     prompt = Prompt(config.prompt_template, text_tokenizer, config.prompt_tokens)
-    prompt.tokens(instructions)  # reports one that is too long
-    rows = range(model.language.action_tokens, model.language.vocabulary)
-    check_ids(
-        prompt, instructions, model.language.vocabulary, range(0) if adapter.discrete else rows
-    )
+    vocabulary, first = model.language.vocabulary, model.language.action_tokens
+    rows = range(0) if adapter.discrete else range(first, vocabulary)
+    prompt = readable(prompt, instructions, vocabulary, rows)
     return network, statistics_of(spec, instructions), prompt, pretrained
 
 

@@ -27,7 +27,7 @@ from mllm_act.errors import UserError
 from mllm_act.models.mllm import MLLMConfig
 from mllm_act.normalization import Statistics
 from mllm_act.policy.network import EmbodimentConfig, build_adapter, longest_prompt
-from mllm_act.policy.prompt import Prompt, check_ids, fill, pad
+from mllm_act.policy.prompt import Prompt, fill, pad, readable
 from mllm_act.training.processes import processes
 
 # Keys of a config that belong to its embodiment, besides ``data.directory`` and ``data.context``.
@@ -373,14 +373,12 @@ def _prompt(
     """Returns the prompt, and checks that the model can read it.
 
     Raises:
-      UserError: if a prompt is too long, or uses ids that the model lacks or that the adapter writes over.
+      UserError: if a prompt is too long, or uses ids that the model lacks or that the adapter must write over.
     """
     key, language = source.key, model.language
     prompt = Prompt(source.config.prompt_template, text_tokenizer, source.config.prompt_tokens)
-    instructions = source.statistics.instructions
-    prompt.tokens(instructions)  # reports one that is too long
     rows = range(language.action_tokens, language.action_tokens + adapter.codes)
-    check_ids(prompt, instructions, language.vocabulary, rows)
+    prompt = readable(prompt, source.statistics.instructions, language.vocabulary, rows)
     longest = longest_prompt(model, config, adapter.tokens_per_action)
     if prompt.length > longest:
         raise UserError(

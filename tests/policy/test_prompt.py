@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from mllm_act.errors import UserError
 from mllm_act.policy import prompt as prompts
@@ -41,11 +41,38 @@ def test_a_prompt_that_is_too_long_is_named() -> None:
         PROMPT.tokens(["close the drawer", "x" * 99])
 
 
-def test_ids_that_actions_are_written_over_or_that_the_model_lacks_are_named() -> None:
-    used = {token for instruction in INSTRUCTIONS for token in PROMPT.encode(instruction)}
-    largest = max(used)
-    prompts.check_ids(PROMPT, INSTRUCTIONS, largest + 1, range(largest + 1, largest + 10))
-    with pytest.raises(UserError, match=rf"without the ids {largest} to .*, found {largest}"):
-        prompts.check_ids(PROMPT, INSTRUCTIONS, 1024, range(largest, 1024))
+def test_words_of_rows_that_actions_are_written_over_are_cut_into_pieces() -> None:
+    """A BPE's last ids are its rarest words; everything else is encoded as before."""
+    word = max(token for text in INSTRUCTIONS for token in PROMPT.encode(text))
+    [named] = {text for text in INSTRUCTIONS if word in PROMPT.encode(text)}
+    rows = range(word, 512)
+    prompt = prompts.readable(PROMPT, INSTRUCTIONS, 512, rows)
+    ids = prompt.encode(named)
+    assert max(ids) < word and len(ids) > len(PROMPT.encode(named))
+    assert Tokenizer.from_str(prompt.tokenizer_json).decode(ids) == TEMPLATE.format(
+        instruction=named
+    )
+    for text in set(INSTRUCTIONS) - {named}:
+        assert prompt.encode(text) == PROMPT.encode(text)
+    assert prompts.readable(PROMPT, INSTRUCTIONS, word + 1, range(word + 1, 512)) is PROMPT
+
+
+def test_ids_that_the_model_lacks_or_that_have_no_pieces_are_named() -> None:
+    largest = max(token for text in INSTRUCTIONS for token in PROMPT.encode(text))
     with pytest.raises(UserError, match=f"below {largest}, the model's vocabulary, found"):
-        prompts.check_ids(PROMPT, INSTRUCTIONS, largest, range(0))
+        prompts.readable(PROMPT, INSTRUCTIONS, largest, range(0))
+    letters = range(0, 256)
+    with pytest.raises(UserError, match=r"without the ids 0 to 255, .* found \d+ \('.'\)"):
+        prompts.readable(PROMPT, INSTRUCTIONS, 512, letters)
+
+
+def test_characters_beyond_the_bytes_of_llamas_tokenizer_are_cut_into_bytes() -> None:
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["a", "好", "aa"]
+    tokenizer = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [("a", "a")], byte_fallback=True)
+    )
+    prompt = prompts.Prompt("{instruction}", tokenizer.to_str(), 8)
+    assert prompt.encode("aa好") == [258, 257]
+    assert prompts.readable(prompt, ["aa好"], 259, range(257, 259)).encode("aa好") == [
+        256, 256, *"好".encode(),
+    ]  # fmt: skip
