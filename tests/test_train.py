@@ -105,9 +105,9 @@ def losses(workdir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """An uninterrupted run, which keeps an average of the weights."""
     workdir = tmp_path_factory.mktemp("whole")
-    run(data, workdir)
+    run(data, workdir, ema=0.5)
     return workdir
 
 
@@ -119,7 +119,10 @@ def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
     def interrupt(number: signal.Signals, step: int) -> tuple[int, str]:
         """Trains in another process, and sends it a signal once a step is saved; returns its end."""
         process = subprocess.Popen(
-            command(data, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command(data, killed, ema=0.5),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         while not (killed / "checkpoints" / str(step)).exists():
             assert process.poll() is None, "the run ended before it could be interrupted"
@@ -134,9 +137,9 @@ def test_stopped_killed_and_resumed_equals_uninterrupted_bit_for_bit(
     assert status == 128 + signal.SIGTERM
     assert line.startswith(f"SIGTERM: stopped after step {stopped} of {STEPS}, saved in {killed}/")
     assert interrupt(signal.SIGKILL, 2 * EVERY)[0] == -signal.SIGKILL
-    run(data, killed)
+    run(data, killed, ema=0.5)
 
-    for item in ("trained", "optimizer"):
+    for item in ("trained", "optimizer", "ema"):
         expected, found = arrays(whole, item), arrays(killed, item)
         assert expected.keys() == found.keys()
         for name, array in expected.items():
@@ -285,7 +288,7 @@ def test_resuming_with_another_config_is_refused(data: Path, whole: Path) -> Non
     with pytest.raises(
         UserError, match=r"config.seed: expected 0 as in the checkpoint there, found 1"
     ):
-        run(data, whole, seed=1)
+        run(data, whole, ema=0.5, seed=1)
 
 
 @pytest.mark.parametrize(

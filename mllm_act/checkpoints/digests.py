@@ -9,7 +9,6 @@ the files can write the list, too.
 """
 
 import asyncio
-import hashlib
 import os
 import re
 import stat
@@ -147,8 +146,14 @@ def _in_threads(function: Callable[[Path], str], paths: Iterable[Path]) -> list[
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    digest, part = (
+        xxhash.xxh3_128(),
+        memoryview(bytearray(1 << 20)),
+    )  # file_digest's 256 KiB takes a quarter more
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(part):
+            digest.update(part[:count])
+    return digest.hexdigest()
 
 
 def _digest_or_error(path: Path) -> str:
