@@ -20,6 +20,7 @@ refused. Several processes (see ``launch``) share out the episodes; all must see
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -379,7 +380,7 @@ def evaluate(args: argparse.Namespace, horizon: int, scratch: Path) -> None:
             episode.success, episode.steps = result
     if not group.first:
         return
-    rows = summarize(episodes)
+    rows = summarize(episodes, task_of=functools.partial(envs.task_of, args.env))
     summary = {
         **about, "env": args.env, "sample": args.sample, "split": args.split, "seed": args.seed, "horizon": horizon,
         "envs": args.envs, "tasks": rows,

@@ -5,6 +5,7 @@ Environments import neither JAX nor TensorFlow.
 """
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 from mllm_act.envs.base import Env, EnvObservation, EnvSpec, Job
@@ -22,6 +23,7 @@ __all__ = [
     "select_tasks",
     "spec",
     "splits",
+    "task_of",
 ]
 
 ENVS: dict[str, str] = {  # name -> import path of the module
@@ -71,6 +73,12 @@ def splits(name: str) -> dict[str, range]:
     """Returns the configurations of each split, the same for every task."""
     configurations: dict[str, range] = module(name).SPLITS
     return configurations
+
+
+def task_of(name: str, job: Job) -> str:
+    """Returns the task under which the success of an episode is counted."""
+    of: Callable[[Job], str] = getattr(module(name), "task_of", lambda job: job.task)
+    return of(job)
 
 
 def select_tasks(name: str, tasks: str) -> tuple[str, ...]:

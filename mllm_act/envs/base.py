@@ -1,12 +1,13 @@
 """The interface of an environment. It imports NumPy only.
 
-An environment is a module with five names, and a line in ``mllm_act.envs.ENVS``:
+An environment is a module with these names, and a line in ``mllm_act.envs.ENVS``:
 
 * ``SPEC``, an `EnvSpec`;
 * ``INSTRUCTIONS``, task name -> instruction (or its pattern, where it differs between episodes), in a fixed order;
 * ``GROUPS``, group name -> task names, accepted wherever task names are;
 * ``SPLITS``, split name -> the configurations of every task; demonstrations are recorded on ``train``;
-* ``make(render)``, which returns an `Env`.
+* ``make(render)``, which returns an `Env`;
+* where a task leaves the task to the configuration, ``task_of(job)``, under which its success is counted.
 
 Importing the module should not import the simulator: programs read ``SPEC`` without it.
 """

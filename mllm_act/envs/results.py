@@ -1,11 +1,12 @@
 """Success rates: Wilson's interval, the summary of episodes by task, and the table that is printed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mllm_act.envs.base import Job
 from mllm_act.envs.play import Episode
 
 
@@ -32,12 +33,17 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return low, high
 
 
-def summarize(episodes: Sequence[Episode], total: str = "mean") -> list[dict[str, Any]]:
+def summarize(
+    episodes: Sequence[Episode],
+    total: str = "mean",
+    task_of: Callable[[Job], str] = lambda job: job.task,
+) -> list[dict[str, Any]]:
     """Returns one row per task, in the order of the episodes, and a last row for all episodes together.
 
     Args:
       episodes: at least one, all finished.
       total: the task name of the last row.
+      task_of: the task of an episode.
 
     Returns:
       Rows with ``task``, ``successes``, ``episodes``, ``success`` (the rate), ``low`` and ``high`` (Wilson's 95 %
@@ -45,7 +51,7 @@ def summarize(episodes: Sequence[Episode], total: str = "mean") -> list[dict[str
     """
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
-        groups.setdefault(episode.job.task, []).append(episode)
+        groups.setdefault(task_of(episode.job), []).append(episode)
     rows = [_row(task, group) for task, group in groups.items()]
     return [*rows, _row(total, episodes)]
 

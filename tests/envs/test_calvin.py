@@ -19,6 +19,8 @@ from mllm_act.envs.calvin import sequences, server, starts, tasks
 from mllm_act.envs.calvin.calvin import FIRST, SPEC
 from mllm_act.envs.calvin.client import Client
 from mllm_act.envs.calvin.phrasings import phrasings
+from mllm_act.envs.play import Episode
+from mllm_act.envs.results import summarize
 from mllm_act.envs.workers import EnvPool
 from mllm_act.errors import UserError
 
@@ -43,6 +45,18 @@ def test_the_first_tasks_are_the_papers_27() -> None:
 def test_the_sequences_are_the_official_ones() -> None:
     official = [(state, tuple(names)) for state, names in json.loads(OFFICIAL.read_text())]
     assert sequences.load() == official
+
+
+def test_any_is_counted_under_the_task_of_its_configuration() -> None:
+    of = [envs.task_of("calvin_static", Job("any", c, 0)) for c in envs.splits("calvin")["test"]]
+    assert of == [names[0] for _, names in sequences.load()]
+    assert envs.task_of("calvin", Job("any", 3, 0)) == tasks.TASKS[1]  # one task a scene of three
+    assert envs.task_of("calvin", Job("open_drawer", 3, 0)) == "open_drawer"
+    episodes = [Episode(Job("any", c, 0), 7, c % 2 == 0) for c in range(6)]
+    rows = summarize(episodes, task_of=lambda job: envs.task_of("calvin", job))
+    assert [(row["task"], row["episodes"]) for row in rows] == [
+        (tasks.TASKS[0], 3), (tasks.TASKS[1], 3), ("mean", 6),
+    ]  # fmt: skip
 
 
 def test_the_hash_has_its_published_values() -> None:

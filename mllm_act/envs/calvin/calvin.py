@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_act.envs.base import EnvObservation, EnvSpec, ExpertFailed, check_action
+from mllm_act.envs.base import EnvObservation, EnvSpec, ExpertFailed, Job, check_action
 from mllm_act.envs.calvin import sequences, starts
 from mllm_act.envs.calvin.client import Client
 from mllm_act.envs.calvin.expert import Expert, View
@@ -73,6 +73,19 @@ START_ATTEMPTS = 20
 def make(render: bool = True) -> "CalvinEnv":
     """Returns a simulator."""
     return CalvinEnv(SPEC, render)
+
+
+def task_of(job: Job) -> str:
+    """Returns the task of an episode: of ``any``, that of its configuration."""
+    if job.task != ANY:
+        return job.task
+    split = next(name for name, numbers in SPLITS.items() if job.configuration in numbers)
+    return _named(split, SPLITS[split].index(job.configuration))
+
+
+def _named(split: str, number: int) -> str:
+    """Returns the task that a configuration names."""
+    return TASKS[number // 3 % len(TASKS)] if split == "train" else sequences.load()[number][1][0]
 
 
 class CalvinEnv:
@@ -132,7 +145,7 @@ class CalvinEnv:
         surfaces = self._surfaces_of(scene)
         if split == "redrawn" and task == ANY:
             return starts.redrawn(number, surfaces, random)
-        chosen = TASKS[number // 3 % len(TASKS)] if task == ANY else task
+        chosen = _named(split, number) if task == ANY else task
         return starts.drawn(chosen, scene, surfaces, random)
 
     def _set_up(self, start: Start) -> bool:

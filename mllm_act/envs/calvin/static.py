@@ -3,9 +3,9 @@
 import dataclasses
 
 from mllm_act.envs.calvin import calvin
-from mllm_act.envs.calvin.calvin import GROUPS, INSTRUCTIONS, SPLITS, CalvinEnv
+from mllm_act.envs.calvin.calvin import GROUPS, INSTRUCTIONS, SPLITS, CalvinEnv, task_of
 
-__all__ = ["GROUPS", "INSTRUCTIONS", "SPEC", "SPLITS", "make"]
+__all__ = ["GROUPS", "INSTRUCTIONS", "SPEC", "SPLITS", "make", "task_of"]
 
 SPEC = dataclasses.replace(calvin.SPEC, name="calvin_static", cameras=("static",), image_sizes=())
 
