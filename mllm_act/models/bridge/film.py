@@ -93,6 +93,19 @@ class InstructionAttention(nnx.Module):
         return (weights @ self.value(x)).reshape(len(x), -1)
 
 
+def convolved(
+    x: Float[Array, "B S S C"], kernel: Float[Array, "3 3 C D"]
+) -> Float[Array, "B S S D"]:
+    """Returns the 3 x 3 convolution with zeros around the grid, as one product of each cell's neighbourhood.
+
+    The gradient of XLA's own convolution takes 60 times as long on CPUs where it is inside a condition or a loop.
+    """
+    side = x.shape[1]
+    around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    cells = [around[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
+    return jnp.concatenate(cells, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
 class FilmBlock(nnx.Module):
     """Norm over cells, FiLM and ReLU, then a 3 x 3 convolution, added to the input.
 
@@ -111,8 +124,7 @@ class FilmBlock(nnx.Module):
         scale, shift = jnp.split(self.film(instruction)[:, None, None], 2, axis=-1)
         y = jax.nn.relu(normalize_cells(x) * (1 + scale) + shift)
         kernel = placement.gathered(self.kernel[...], "kernel").astype(x.dtype)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return x + jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        return x + convolved(y, kernel)
 
 
 class Film(BridgePart):

@@ -14,6 +14,7 @@ from mllm_act.models.bridge.film import (
     Film,
     FilmConfig,
     InstructionAttention,
+    convolved,
     normalize_cells,
 )
 from mllm_act.models.bridge.part import PartShape
@@ -31,6 +32,15 @@ def test_a_channel_of_an_image_has_mean_0_and_variance_1_over_its_places() -> No
     np.testing.assert_allclose(y.mean((1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(y.var((1, 2)), 1, atol=1e-3)
     np.testing.assert_allclose(normalize_cells(x[:1]), y[:1], atol=1e-6)  # alone as in company
+
+
+def test_the_convolution_is_xlas() -> None:
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 5, 3), (3, 3, 3, 4)])
+    )
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    np.testing.assert_allclose(convolved(x, kernel), expected, atol=1e-5)
 
 
 def test_latents_depend_on_image_and_instruction_of_their_own_row_alone() -> None:
