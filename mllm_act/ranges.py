@@ -136,6 +136,8 @@ RANGES: Mapping[str, Range | Choice] = {
     "ppo.reward_scale": POSITIVE,
     "ppo.log_prob": Choice(("sum", "mean")),
     "ppo.target_kl": POSITIVE,
+    "evaluate.every": Range(0, MAX),
+    "evaluate.configurations": COUNT,
     "value.layers": Range(1, 64),
     "value.hidden": WIDTH,
     "optimizer.epsilon": POSITIVE,

@@ -6,7 +6,7 @@
 ``config.steps`` counts updates; each is one rollout and what is learned from it. The same command continues an
 interrupted run from its newest checkpoint, bit for bit. ``--config.init`` starts from another run's policy instead of
 from scratch. At SIGINT (Ctrl-C) and SIGTERM the program finishes its update, saves it, and exits with status 130 or
-143. ``mllm_act.evaluate`` evaluates the result.
+143. ``--config.evaluate.every`` evaluates it while it trains; ``mllm_act.evaluate`` evaluates the result.
 """
 
 import os
@@ -21,6 +21,8 @@ from mllm_act import parameters
 from mllm_act.checkpoints.checkpoint import Checkpointer
 from mllm_act.config import run_with_config
 from mllm_act.envs.episodes import Simulators
+from mllm_act.rl.evaluation import PREFIX, Evaluation, compare
+from mllm_act.rl.returns import ReturnScale
 from mllm_act.rl.rollout import Rollout
 from mllm_act.rl.setup import Run, empty_action, set_up, start_or_resume
 from mllm_act.rl.update import Learner, State
@@ -34,14 +36,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
     # ---- setup --------------------------------------------------------------------------------------------------
     run = set_up(config)
     checkpoints = Checkpointer(workdir)
-    first, players, state, frozen, meta = start_or_resume(run, config, checkpoints, workdir)
-    count, steps = config.rollout.simulators, config.rollout.steps
-    learner = Learner(
-        run.recipe, run.state, config.seed, run.context, count * steps, run.prompt.length,
-        empty_action(run),
-    )  # fmt: skip
     workers = config.rollout.workers or os.cpu_count() or 1
     horizon = config.env.horizon or run.spec.horizon
+    evaluation = Evaluation(config, run.episodes, workdir, workers, horizon)
+    first, saved, state, frozen, meta = start_or_resume(run, config, checkpoints, workdir)
+    count, steps = config.rollout.simulators, config.rollout.steps
+    returns = None
+    if config.ppo.running_scale:
+        returns = ReturnScale(count, config.ppo.discount, saved.get("returns"))
+    learner = Learner(
+        run.recipe, run.state, config.seed, run.context, count * steps, run.prompt.length,
+        empty_action(run), returns,
+    )  # fmt: skip
     simulators = Simulators(run.spec.name, count, workers, horizon, config.rollout.timeout)
     rollout = Rollout(
         run.recipe, simulators, run.episodes, run.prompt, sorted(run.spec.cameras),
@@ -50,7 +56,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
     def save(step: int, state: State) -> None:
         items = {item: parameters.flatten(tree) for item, tree in state.items()}
-        checkpoints.save(step, items, {**meta, "step": step, "simulators": rollout.state()})
+        progress = {"simulators": rollout.state(), "returns": returns and returns.state()}
+        checkpoints.save(step, items, {**meta, "step": step, **progress})
 
     # ---- loop ---------------------------------------------------------------------------------------------------
     step = first
@@ -61,9 +68,22 @@ def main(config: ConfigDict, workdir: Path) -> None:
         MetricsWriter(workdir, first, config.wandb) as writer,
         _progress(run, config, first) as bar,
     ):
-        rollout.start(players)
-        if config.steps == 0 and players is None:  # the untrained policy, to compare with
+
+        def evaluate(step: int) -> None:
+            checkpoints.wait()
+            if (found := evaluation.run(step, stop)) is not None:
+                writer.write(step, found)
+
+        rollout.start(saved.get("simulators"))
+        every = config.evaluate.every
+
+        def due(step: int) -> bool:
+            return every > 0 and (step % every == 0 or step == config.steps)
+
+        if not saved and (config.steps == 0 or every):  # the untrained policy, to compare with
             save(0, state)
+        if due(first) and not writer.has(first, PREFIX):
+            evaluate(first)
         for step in range(first + 1, config.steps + 1):
             begun = time.perf_counter()
             segments, grid, report = rollout.collect(state["trained"], frozen, step)
@@ -84,14 +104,19 @@ def main(config: ConfigDict, workdir: Path) -> None:
             bar.update()
             bar.set_postfix(success=f"{found['success']:.0%}", length=f"{found['length']:.1f}")
             stopping = stop.requested()
-            if step % config.checkpoint_every == 0 or step == config.steps or stopping:
+            end = step == config.steps
+            if step % config.checkpoint_every == 0 or end or stopping or due(step):
                 save(step, state)
             if stopping:
                 break
+            if due(step):
+                evaluate(step)
     stop.end_if_requested(step, config.steps, workdir)
     print(
         f"Made {config.steps} updates. Checkpoint, metrics.jsonl and tensorboard/ are in {workdir}"
     )
+    if success := compare(workdir / "metrics.jsonl"):
+        print(f"\n{success}\n")
     print(
         f"Next: python -m mllm_act.evaluate --checkpoint={workdir} --env={run.spec.name} --split=test"
     )

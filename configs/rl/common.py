@@ -53,6 +53,12 @@ def get_config(variant: str = "semlang") -> ConfigDict:
         "learning_rate": 3e-4, "b1": 0.9, "b2": 0.999, "epsilon": 1e-5, "weight_decay": 0.01, "max_grad_norm": 0.2,
     })  # fmt: skip
 
+    # Success on splits while it trains, before the first update too, and videos of the best and the worst episode.
+    config.evaluate = ConfigDict({
+        "every": 0,  # updates; 0: never
+        "splits": "test",  # with commas
+        "configurations": 100,  # of each split and task, at most
+    })  # fmt: skip
     config.log_every = 1
     config.checkpoint_every = 50
     return config

@@ -15,11 +15,15 @@ from mllm_act.errors import UserError, nearest
 
 @dataclasses.dataclass
 class Episode:
-    """One episode: its job and its result. If ``frames`` is a list, it collects the frames of the first camera."""
+    """One episode: its job and its result; ``earned`` is the sum of its rewards.
+
+    If ``frames`` is a list, it collects the frames of the first camera.
+    """
 
     job: Job
     steps: int = 0
     success: bool = False
+    earned: float = 0.0
     frames: list[np.ndarray] | None = None
 
 
@@ -106,11 +110,12 @@ def play(
                 store(started, pool.reset(started, [playing[slot].job for slot in started]))
             actions = decide(playing, started, latest)
             busy = sorted(playing)
-            observation, _, success = pool.step(actions, busy)
+            observation, rewards, success = pool.step(actions, busy)
             store(busy, observation)
-            for slot, done in zip(busy, success, strict=True):
+            for slot, reward, done in zip(busy, rewards, success, strict=True):
                 episode = playing[slot]
                 episode.steps += 1
+                episode.earned += float(reward)
                 episode.success = bool(done)
                 if episode.frames is not None:
                     episode.frames.append(latest["images"][spec.cameras[0]][slot].copy())

@@ -181,6 +181,7 @@ class Rollout:
         """Takes what followed an action; returns whether an episode has begun."""
         player, result = self.players[slot], self.simulators.receive(slot)
         if result is None:
+            grid.over[step, slot] = True
             self._lose(slot, grid, report, done)
             return True
         grid.rewards[step, slot] = result.reward
@@ -192,7 +193,7 @@ class Rollout:
                 done.append(full)
         if not result.over:
             return False
-        grid.last[step, slot] = True
+        grid.last[step, slot] = grid.over[step, slot] = True
         if cut:
             player.segment.values_of[-1] = step * self.count + slot
         done.append(player.segment)

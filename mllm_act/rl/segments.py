@@ -71,18 +71,20 @@ class Grid:
       log_probs: of its action, as the rollout computed it.
       exists: whether it is learned from; not where an episode was lost.
       last: whether it is the last of its episode or of the rollout.
+      over: whether it is the last of its episode.
     """
 
     rewards: Float[np.ndarray, "S E"]
     log_probs: Float[np.ndarray, "S E"]
     exists: Bool[np.ndarray, "S E"]
     last: Bool[np.ndarray, "S E"]
+    over: Bool[np.ndarray, "S E"]
 
     @classmethod
     def empty(cls, steps: int, simulators: int) -> "Grid":
         """Returns a grid of zeros."""
         numbers = (np.zeros((steps, simulators), np.float32) for _ in range(2))
-        flags = (np.zeros((steps, simulators), bool) for _ in range(2))
+        flags = (np.zeros((steps, simulators), bool) for _ in range(3))
         return cls(*numbers, *flags)
 
 

@@ -51,6 +51,7 @@ from mllm_act.weights.folder import (
 # What may differ when a run is resumed.
 MAY_DIFFER = (
     "config.init", "config.pretrained", "config.steps", "config.log_every", "config.checkpoint_every", "config.mesh",
+    "config.evaluate",
     "config.remat", "config.wandb", "config.stall_minutes", "config.rollout.workers", "config.rollout.timeout",
     "network.model.remat",
 )  # fmt: skip
@@ -163,18 +164,18 @@ def set_up(config: ConfigDict) -> Run:
 
 def start_or_resume(
     run: Run, config: ConfigDict, checkpoints: Checkpointer, workdir: Path
-) -> tuple[int, list[Any] | None, State, nnx.State, dict[str, Any]]:
+) -> tuple[int, Mapping[str, Any], State, nnx.State, dict[str, Any]]:
     """Restores the newest checkpoint, or makes and places the first parameters.
 
     Returns:
-      The number of updates made, the state of the simulators (None at the start), the learned state, the frozen
-      parameters, and the JSON document of checkpoints.
+      The number of updates made, the JSON document of the checkpoint (empty at the start), the learned state, the
+      frozen parameters, and the JSON document of further checkpoints.
 
     Raises:
       UserError: if the checkpoint belongs to another run or version.
     """
     meta, step = run.meta(config), checkpoints.latest_step
-    players = None
+    saved: Mapping[str, Any] = {}
     if step is None:
         state, frozen = _start(run, config.seed)
         meta["frozen"] = save_frozen(workdir, parameters.flatten(frozen))
@@ -196,10 +197,10 @@ def start_or_resume(
             restored = checkpoints.restore(step, like)
             state = {i: parameters.unflatten(restored[i], like=t) for i, t in run.state.items()}
             arrays = load_frozen(workdir, parameters.flatten(run.frozen), saved["frozen"])
-            frozen, players = parameters.unflatten(arrays, like=run.frozen), saved["simulators"]
+            frozen = parameters.unflatten(arrays, like=run.frozen)
         meta["frozen"] = saved["frozen"]
         print(f"Resuming from update {step} of {config.steps} in {workdir}")
-    return step or 0, players, state, frozen, meta
+    return step or 0, saved, state, frozen, meta
 
 
 def _start(run: Run, seed: int) -> tuple[State, nnx.State]:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from mllm_act.batch import Observation
 from mllm_act.policy.network import PolicyNetwork
 from mllm_act.rl import gae, losses
+from mllm_act.rl.returns import ReturnScale
 from mllm_act.rl.segments import NO_CELL, Block, Grid, Segment, minibatches
 from mllm_act.training import sharding
 
@@ -47,6 +48,7 @@ class PPOConfig:
       value_coefficient: of the value loss.
       entropy_coefficient: of the entropy, as a share of the highest possible.
       reward_scale: what rewards are multiplied by to learn from, so that values are of the order of 1.
+      running_scale: whether they are divided by the standard deviation of returns so far as well; see ``rl.returns``.
       normalize_advantages: over the rollout.
       log_prob: one of ``losses.LOG_PROBS``.
       target_kl: an update ends before a step whose minibatch has diverged by more; None never.
@@ -62,6 +64,7 @@ class PPOConfig:
     value_coefficient: float = 0.5
     entropy_coefficient: float = 0.01
     reward_scale: float = 1.0
+    running_scale: bool = False
     normalize_advantages: bool = False
     log_prob: str = "sum"
     target_kl: float | None = None
@@ -206,6 +209,7 @@ class Learner:
         steps: int,
         prompt_tokens: int,
         no_action: np.ndarray,
+        returns: ReturnScale | None,
     ) -> None:
         """Compiles nothing yet.
 
@@ -217,8 +221,9 @@ class Learner:
           steps: of a rollout, over all simulators.
           prompt_tokens: N.
           no_action: the tokens of any action.
+          returns: scales rewards, where ``ppo.running_scale`` asks for it.
         """
-        self.recipe, self.seed = recipe, seed
+        self.recipe, self.seed, self.returns = recipe, seed, returns
         shards = recipe.mesh.shape["data"] * recipe.mesh.shape["fsdp"]
         self._packing = {
             "context": context, "steps": -(-steps // recipe.ppo.minibatches), "shards": shards,
@@ -253,9 +258,9 @@ class Learner:
         blocks = minibatches(segments, ppo.minibatches, rng, **self._packing)
         placed = [[self._placed(block) for block in minibatch] for minibatch in blocks]
         log_probs, values, next_values = self._look(state, frozen, blocks, placed, grid)
-        advantage = gae.advantages(
-            ppo.reward_scale * grid.rewards, values, next_values, grid.last, ppo.discount, ppo.decay
-        )
+        scale = ppo.reward_scale * (1.0 if self.returns is None else self.returns.update(grid))
+        rewards = (scale * grid.rewards).astype(np.float32)
+        advantage = gae.advantages(rewards, values, next_values, grid.last, ppo.discount, ppo.decay)
         returns, exists = advantage + values, grid.exists
         found = self._about(grid, log_probs, values, returns)
         if ppo.normalize_advantages:
@@ -285,7 +290,7 @@ class Learner:
             if stopped:
                 break
         means = {k: float(np.mean([h[k] for h in history])) for k in (history or [{}])[0]}
-        return state, {**means, **found, "steps": float(len(history))}
+        return state, {**means, **found, "reward_scale": scale, "steps": float(len(history))}
 
     def _place(self, arrays: Any) -> Any:
         return jax.device_put(arrays, sharding.of_batch(self.recipe.mesh))

@@ -2,13 +2,15 @@
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from mllm_act.config import load_config
 from mllm_act.errors import UserError
 from mllm_act.policy import Policy
 from mllm_act.policy.load import load_network
-from mllm_act.rl import update
+from mllm_act.rl import evaluation, update
 from mllm_act.rl.setup import set_up
 from tests.rl import corridor, small
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 # Updates of the run that all tests look at, and an earlier checkpoint of it
 LEARNED, STOPPED = 10, 8
+SETTINGS = {"steps": LEARNED, "checkpoint_every": STOPPED, "ppo__running_scale": True}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +41,19 @@ def registered() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def learned(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("ppo")
-    train_ppo.main(small.config(steps=LEARNED, checkpoint_every=STOPPED), workdir)
+    train_ppo.main(small.config(**SETTINGS), workdir)
     return workdir
+
+
+def command(workdir: Path, **settings: Any) -> list[str]:
+    """The same run in a process of its own."""
+    return [
+        sys.executable,
+        "-m",
+        "tests.rl.in_a_process",
+        str(workdir),
+        json.dumps(SETTINGS | settings),
+    ]
 
 
 def metrics(workdir: Path) -> list[dict[str, float]]:
@@ -49,7 +63,7 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
     """All learned arrays of the newest checkpoint, and its simulators."""
-    run = set_up(small.config())
+    run = set_up(small.config(**SETTINGS))
     like = {item: parameters.flatten(tree) for item, tree in run.state.items()}
     folder, step = checkpoint.find(workdir)
     items = checkpoint.read_items(folder, step, like)
@@ -83,9 +97,15 @@ def test_the_checkpoint_is_a_policy(learned: Path) -> None:
 
 def test_killed_and_resumed_equals_undisturbed(learned: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    shutil.copytree(learned, killed)
-    shutil.rmtree(killed / "checkpoints" / str(LEARNED))  # killed after it was to be written
-    train_ppo.main(small.config(steps=LEARNED, checkpoint_every=STOPPED), killed)
+    with subprocess.Popen(command(killed, steps=1000), cwd=small.ROOT) as process:
+        while (
+            not (killed / "checkpoints" / str(STOPPED)).exists() or len(metrics(killed)) <= STOPPED
+        ):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    train_ppo.main(small.config(**SETTINGS), killed)
     expected, found = arrays(learned), arrays(killed)
     assert expected.keys() == found.keys()
     for name, array in expected.items():
@@ -124,8 +144,9 @@ def test_ratios_are_one_bit_for_bit_until_something_is_learned(
 
 def test_four_devices_learn_what_one_does(learned: Path, tmp_path: Path) -> None:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    command = [sys.executable, "-m", "tests.rl.on_four_devices", str(tmp_path), str(LEARNED)]
-    subprocess.run(command, cwd=small.ROOT, env={**os.environ, "XLA_FLAGS": flags}, check=True)
+    sizes = {"steps": 3, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2}
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    subprocess.run(command(tmp_path, **sizes), cwd=small.ROOT, env=environment, check=True)
     for many, one in zip(metrics(tmp_path)[:3], metrics(learned)[:3], strict=True):
         for name in (n for n in one if n.startswith(("rollout/", "train/"))):
             np.testing.assert_allclose(many[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name)
@@ -161,12 +182,21 @@ def test_without_the_filter_most_of_what_is_drawn_is_no_action(tmp_path: Path) -
     assert line["rollout/length"] == corridor.HORIZON  # such a step counts
 
 
-def test_starts_from_another_run(learned: Path, tmp_path: Path) -> None:
-    train_ppo.main(small.config(steps=0, init=str(learned)), tmp_path)
+def test_starts_from_another_run_and_evaluates(learned: Path, tmp_path: Path) -> None:
+    train_ppo.main(small.config(steps=0, init=str(learned), evaluate__every=1), tmp_path)
     expected, found = (load_network(w, small.cpu()).arrays for w in (learned, tmp_path))
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(array, found[name], err_msg=name)
+
+    (line,) = metrics(tmp_path)
+    scores = {name.rpartition("/")[2]: value for name, value in line.items()}
+    assert scores == {"step": 0, "success": 1, "return": 1, "length": corridor.GOAL, "episodes": 4}
+    assert "| test | 100% (51% to 100%) | 4        |" in evaluation.compare(
+        tmp_path / "metrics.jsonl"
+    )
+    videos = [iio.imread(path) for path in sorted((tmp_path / "videos").iterdir())]
+    assert [len(video) for video in videos] == [corridor.GOAL, corridor.GOAL]  # best and worst
 
 
 def test_rewards_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
