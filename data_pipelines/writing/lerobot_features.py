@@ -130,14 +130,15 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 
 def _names(names: Any, size: int) -> tuple[str, ...]:
-    """Returns the names of ``size`` numbers from a list, or from lists in an object; () where there are not as many."""
+    """Returns the names of ``size`` numbers from a list, or from lists in it or in an object; () if they do not fit."""
     if isinstance(names, dict):
         values = list(names.values())
         if values and all(type(value) is int for value in values):  # {name: index}
-            names = sorted(names, key=lambda name: names[name])
-        else:
-            lists = [value if isinstance(value, list) else [value] for value in values]
-            names = [name for value in lists for name in value]
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+            values = sorted(names, key=lambda name: names[name])
+        names = values
+    if not isinstance(names, list):
         return ()
-    return tuple(names) if len(names) == size == len(set(names)) else ()
+    flat = [name for value in names for name in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(name, str) and name for name in flat):
+        return ()
+    return tuple(flat) if len(flat) == size == len(set(flat)) else ()

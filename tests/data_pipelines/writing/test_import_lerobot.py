@@ -26,6 +26,7 @@ from data_pipelines.tensorflow_cpu import tf
 from data_pipelines.writing.lerobot import open_source
 from data_pipelines.writing.lerobot_episode import nearest
 from data_pipelines.writing.lerobot_episode import read as read_episode
+from data_pipelines.writing.lerobot_features import read_features
 from mllm_act.errors import UserError
 from tests.data_pipelines import tiny_lerobot
 from tests.data_pipelines.tiny_lerobot import (
@@ -354,3 +355,13 @@ def test_a_mapping_with_any_names_loads_as_it_was_written(
     path = tmp_path_factory.mktemp("mapping") / "mapping.py"
     path.write_text(mapping_text(mapping), encoding="utf-8")
     assert dataclasses.replace(load_mapping(str(path)), digest="") == mapping
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["x", "y"], [["x", "y"]], {"motors": ["x", "y"]}, {"left": ["x"], "right": "y"}, {"y": 1, "x": 0}],
+)  # fmt: skip
+def test_names_of_numbers_in_every_form_that_datasets_have(names: Any) -> None:
+    action = {"dtype": "float32", "shape": [2], "names": names}
+    [feature], _ = read_features({"action": action}, [])
+    assert feature.names == ("x", "y")
