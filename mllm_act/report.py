@@ -11,6 +11,8 @@ Reads the results of ``evaluate`` and the metrics of ``train`` from each folder;
 a run was evaluated in several. Writes ``success.csv``,
 ``success.md``, ``success.png``, ``training.png``, and for each policy frames of its videos, ``rollouts_NAME.png``.
 
+Of runs of ``train_ppo``, it plots success over environment steps, ``learning.png``; they need not be evaluated.
+
 Of training, it prints where the time went over all starts of a run, and writes ``goodput.md``. ``--goodput`` does only
 this, for runs that are not evaluated yet.
 """
@@ -137,6 +139,30 @@ def plot_training(workdirs: dict[str, Path], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_learning(workdirs: dict[str, Path], path: Path) -> None:
+    """Plots success over environment steps of runs of ``train_ppo``: in rollouts, and as dots in evaluations."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for color, (name, workdir) in zip(itertools.cycle(colors), workdirs.items(), strict=False):
+        updates, played = read_metrics(workdir, "steps")
+        per_update = played[0] / updates[0]
+        x, y = read_metrics(workdir, "rollout/success")
+        axis.plot([per_update * i for i in x], [100 * s for s in y], color=color, label=name)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        keys = {key for line in lines for key in json.loads(line)}
+        for key in sorted(k for k in keys if re.fullmatch(r"evaluate/.*/success", k)):
+            x, y = read_metrics(workdir, key)
+            marker = "o" if key == "evaluate/train/success" else "x"
+            label = f"{name}, evaluated on {key.split('/')[1]}"
+            points = [per_update * i for i in x], [100 * s for s in y]
+            axis.plot(*points, color=color, marker=marker, linestyle="none", label=label)
+    axis.set(xlabel="environment steps", ylabel="success, %", ylim=(-2, 105))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def _title(error: str) -> str:
     """Returns the plot title of ``val/[EMBODIMENT/]error_NAME_UNIT`` or ``val/[EMBODIMENT/]wrong_actions``."""
     *_, embodiment, key = error.split("/")
@@ -253,6 +279,12 @@ def main() -> None:
         with whole_file(args.out / "goodput.md") as partial:
             partial.write_text(text + "\n")
         print(text + "\n")
+    learned = {n: w for n, w in workdirs.items() if read_metrics(w, "rollout/success")[0]}
+    if learned:
+        plot_learning(learned, args.out / "learning.png")
+        print(f"Wrote {args.out / 'learning.png'}")
+    if learned and not any((workdir / "evaluation").is_dir() for workdir in workdirs.values()):
+        return
     if not args.goodput:
         print(write(args.out, workdirs, args.split, args.env))
     elif not text:

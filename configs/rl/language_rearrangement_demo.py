@@ -4,7 +4,8 @@
     python -m mllm_act.evaluate --checkpoint=runs/demo_rl --env=language_rearrangement_112 --split=test
 
 The sentence says what to do with the fridge, and the robot has to drive there first. A policy that draws among the 70
-actions hardly ever does both in 5 steps.
+actions hardly ever does both in 5 steps: 0 % before, 99 % in that room after 10 updates (docs/results.md). 15 updates
+take 5 minutes of processor time.
 """
 
 from pathlib import Path

@@ -175,6 +175,7 @@ def _curves(pages: Sequence[RunPage]) -> Iterator[str]:
     keys = sorted({key for page in pages for line in page.metrics for key in line})
     chosen = [key for key in keys if re.fullmatch(r"(train|val)/(\w+/)?loss", key)]
     chosen += [key for key in keys if re.fullmatch(r"val/(\w+/)?(error_\w+|wrong_actions)", key)]
+    chosen += [k for k in keys if re.fullmatch(r"rollout/(success|return)|evaluate/.*/success", k)]
     plots = [
         svg.lines(key, {page.name: page.series(key) for page in pages}, log=key.endswith("loss"))
         for key in chosen

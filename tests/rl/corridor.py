@@ -1,4 +1,7 @@
-"""A corridor of cells: the sentence says at which end the goal is. Solved in ``GOAL`` steps, or not at all."""
+"""A corridor of cells: the sentence says at which end the goal is. Solved in ``GOAL`` steps, or not at all.
+
+With the goal one step away and a horizon of 1, it is a contextual bandit.
+"""
 
 import os
 
@@ -37,7 +40,8 @@ class Corridor:
     spec = SPEC
 
     def reset(self, task: str, configuration: int, seed: int) -> EnvObservation:
-        self._task, self._x, self._goal = task, 0, GOAL * (-1 if task == "left" else 1)
+        away = int(os.environ.get("CORRIDOR_GOAL", GOAL))
+        self._task, self._x, self._goal = task, 0, away * (-1 if task == "left" else 1)
         return self._observe()
 
     def step(self, action: np.ndarray) -> tuple[EnvObservation, float, bool]:

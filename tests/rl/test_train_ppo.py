@@ -14,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mllm_act import parameters, train_ppo
+from mllm_act import parameters, report, train_ppo
 from mllm_act.checkpoints import checkpoint
 from mllm_act.config import load_config
 from mllm_act.errors import UserError
@@ -77,6 +77,14 @@ def test_solves_the_corridor(learned: Path) -> None:
     assert lines[-1]["rollout/length"] < 3  # 2 is the shortest way
     assert lines[0]["train/gap_max"] < 1e-4  # in float32 rollout and update agree
     assert lines[0]["train/entropy"] == pytest.approx(1, abs=0.05)
+
+
+def test_solves_a_contextual_bandit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORRIDOR_GOAL", "1")
+    train_ppo.main(small.config(steps=8, env__horizon=1), tmp_path)
+    lines = metrics(tmp_path)
+    assert lines[0]["rollout/success"] < 0.5 and lines[-1]["rollout/success"] > 0.9
+    assert lines[-1]["rollout/length"] == 1
 
 
 def test_the_checkpoint_is_a_policy(learned: Path) -> None:
@@ -197,6 +205,14 @@ def test_starts_from_another_run_and_evaluates(learned: Path, tmp_path: Path) ->
     )
     videos = [iio.imread(path) for path in sorted((tmp_path / "videos").iterdir())]
     assert [len(video) for video in videos] == [corridor.GOAL, corridor.GOAL]  # best and worst
+
+
+def test_the_report_plots_what_was_learned(
+    learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", f"--out={tmp_path}", f"corridor={learned}"])
+    report.main()
+    assert iio.imread(tmp_path / "learning.png").std() > 10
 
 
 def test_rewards_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
