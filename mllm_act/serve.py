@@ -66,8 +66,11 @@ def prepare(
     tokens = prompt_tokens or policy.prompt.length
     slots = Slots(policy, sessions, sizes, tokens, shapes, sample)
     slots.compile()
-    checker = Checker(shapes, policy.proprios, slots.encode, sample)
-    return slots, checker, describe(policy, shapes, tokens, sample, ensembling)
+    metadata = describe(policy, shapes, tokens, sample, ensembling)
+    checker = Checker(
+        shapes, policy.proprios, slots.encode, sample, policy.actions, metadata["max_delay"]
+    )
+    return slots, checker, metadata
 
 
 def replay(folder: Path, slots: Slots) -> str:
@@ -90,6 +93,7 @@ def replay(folder: Path, slots: Slots) -> str:
                 np.array([first]),
                 np.array([not step_by_step]),
                 rows["random_key"][i][None] if slots.sample else None,
+                [rows["committed"][i]] if "committed" in rows else None,
             )
             found = action if step_by_step else chunk[0]
             error = float(np.abs(found - actions).max())

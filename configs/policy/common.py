@@ -45,6 +45,8 @@ def get_config(variant: str = "rvq") -> ConfigDict:
     config.prompt_template = "Prompt: control the robot. USER: {instruction} ASSISTANT: "
     config.prompt_tokens = 48  # prompts are padded to this many tokens
     config.chunk = 8 if adapter == "fast" else 1  # actions per decision
+    # How many of them may be executed while the next are decided on; see docs/serving.md.
+    config.max_delay = 0
     config.actions = ()  # names of discrete actions; (): the environment's own
     config.tokenizer = ""  # workdir of train_tokenizer; needed by vq, rvq and fast
     # Of actions: range, quantiles or meanstd; see mllm_act/normalization.py. "": as the tokenizer's.

@@ -99,15 +99,25 @@ class ActionTokenAdapter(Adapter):
         proprio: Float[Array, "B T P"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Cross-entropy of the tokens, averaged over tokens; see ``Adapter.loss``. Proprioception is not used."""
+        return self._cross_entropy(hidden, tokens, mask, jnp.ones(tokens.shape, bool))
+
+    def _cross_entropy(
+        self,
+        hidden: Float[Array, "B T M D"],
+        tokens: Int[Array, "B T M"],
+        mask: Bool[Array, "B T"],
+        counted: Bool[Array, "B T M"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The mean over steps of the mean over the tokens of a step that count; the metrics are of all tokens."""
         log_probs = self._all_log_probs(hidden, tokens)
         target = (tokens - self.first_token)[..., None]
         cross_entropy = -jnp.take_along_axis(log_probs, target, axis=-1)[..., 0]
         correct = log_probs.argmax(-1) == target[..., 0]
         count = jnp.maximum(mask.sum(), 1)
-        per_token = jnp.where(mask[..., None], cross_entropy, 0).sum((0, 1)) / count
+        per_step = cross_entropy.mean(-1, where=counted)
         accuracy = jnp.where(mask[..., None], correct, False).sum((0, 1)) / count
         metrics = {f"token_accuracy_{j}": accuracy[j] for j in range(self.tokens_per_action)}
-        return per_token.mean(), metrics
+        return jnp.where(mask, per_step, 0).sum() / count, metrics
 
     def log_prob(
         self, hidden: Float[Array, "B T M D"], tokens: Int[Array, "B T M"]

@@ -16,12 +16,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.action_tokenizer.autoencoder import TokenizerConfig
 from mllm_act.action_tokenizer.fast import FastConfig
 from mllm_act.adapters.token_filter import Keys
+from mllm_act.errors import UserError
 from mllm_act.normalization import NORMALIZATIONS, Statistics
 
 # Feeds one token's embedding back to the model: (embedding [B, D], state) -> (hidden [B, D], state).
@@ -74,6 +76,8 @@ class Adapter(nnx.Module):
       tokens_per_action: M, how many tokens an action takes.
       codes: K, how many rows of the vocabulary it writes over; 0 where it has no vocabulary of its own.
       statistics: of the demonstrations; they normalise actions, and decode only to actions that are valid.
+      chunk: H, the actions of one decision; known where ``max_delay`` is above 0.
+      max_delay: how many of them, at most, may be committed before the decision; see ``take_prefix``.
     """
 
     Config: ClassVar[type]
@@ -84,6 +88,8 @@ class Adapter(nnx.Module):
 
     tokens_per_action: int
     codes: int = 0
+    chunk: int = 1
+    max_delay: int = 0
 
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics
@@ -122,6 +128,31 @@ class Adapter(nnx.Module):
         """
         return self
 
+    def take_prefix(self, chunk: int, max_delay: int, rngs: nnx.Rngs) -> None:
+        """Prepares for chunks whose first actions are committed: they are executed while the chunk is decided on.
+
+        Training draws a delay of 0 to ``max_delay`` actions for every decision, gives these actions and supervises the
+        rest (training-time action conditioning, arXiv 2512.05964). An adapter that can do so has ``loss_after`` and
+        ``sample_after``.
+
+        Args:
+          chunk: H.
+          max_delay: 1 to H - 1.
+          rngs: the source of random parameters.
+
+        Raises:
+          UserError: this adapter cannot.
+        """
+        raise UserError(
+            f"config.max_delay: expected 0 with the adapter {type(self).__name__}, none of whose tokens stands for the "
+            f"first actions of a chunk alone, found {max_delay}; use regression or uniform"
+        )
+
+    def committed(self, delay: Int[Array, "..."]) -> Bool[Array, "... HA"]:
+        """Returns which numbers of a chunk belong to its first ``delay`` actions."""
+        numbers = len(self.statistics.action.min)
+        return jnp.arange(numbers) // (numbers // self.chunk) < delay[..., None]
+
     def encode(self, action: Float[Array, "... A"]) -> Tokens:
         """Returns the training target of an action in the environment's units."""
         raise NotImplementedError
@@ -152,6 +183,20 @@ class Adapter(nnx.Module):
           tokens: the targets, from ``encode``.
           mask: which steps count.
           proprio: normalised proprioception.
+        """
+        raise NotImplementedError
+
+    def loss_after(
+        self,
+        hidden: Float[Array, "B T M D"],
+        tokens: Tokens,
+        mask: Bool[Array, "B T"],
+        proprio: Float[Array, "B T P"],
+        committed: Bool[Array, "B T HA"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Returns ``loss`` of the actions that are not committed, given those that are; see ``take_prefix``.
+
+        Each step weighs the same, however many of its actions are committed.
         """
         raise NotImplementedError
 
@@ -189,5 +234,28 @@ class Adapter(nnx.Module):
           extend: feeds a token back to the model.
           state: what ``extend`` carries on.
           key: draws from the distribution, with one for the batch or one per row; without it decoding is greedy.
+        """
+        raise NotImplementedError
+
+    def sample_after(
+        self,
+        hidden: Float[Array, "B D"],
+        proprio: Float[Array, "B P"],
+        extend: Extend,
+        state: Any,
+        key: Keys | None,
+        prefix: Tokens,
+        committed: Bool[Array, "B HA"],
+    ) -> Tokens:
+        """Decodes as ``sample`` does, given the first actions of the chunk; see ``take_prefix``.
+
+        Args:
+          hidden: see ``sample``.
+          proprio: see ``sample``.
+          extend: see ``sample``.
+          state: see ``sample``.
+          key: see ``sample``.
+          prefix: the tokens of a chunk that begins with the committed actions.
+          committed: which of its numbers they are; the others are not read.
         """
         raise NotImplementedError

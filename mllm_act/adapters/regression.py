@@ -35,7 +35,7 @@ class Regression(Adapter):
         self, statistics: Statistics, width: int, proprio: int, hidden: int, rngs: nnx.Rngs
     ) -> None:
         super().__init__(statistics)
-        actions = len(statistics.action.min)
+        actions, self.hidden = len(statistics.action.min), hidden
         self.layer1 = Linear(width + proprio, hidden, bias=True, rngs=rngs)
         self.layer2 = Linear(hidden, hidden, bias=True, rngs=rngs)
         self.output = Linear(hidden, actions, bias=True, rngs=rngs)
@@ -52,6 +52,12 @@ class Regression(Adapter):
         """See ``Adapter.make``."""
         proprio = len(statistics.proprio.mean)
         return cls(statistics, vocabulary.width, proprio, config.hidden, rngs)
+
+    def take_prefix(self, chunk: int, max_delay: int, rngs: nnx.Rngs) -> None:
+        """See ``Adapter.take_prefix``. The MLP sees the committed actions, and which numbers they are."""
+        self.chunk, self.max_delay = chunk, max_delay
+        numbers = len(self.statistics.action.min)
+        self.prefix = Linear(2 * numbers, self.hidden, rngs=rngs)
 
     def encode(self, action: Float[Array, "... A"]) -> Float[Array, "... A"]:
         """Returns the normalised action."""
@@ -70,12 +76,19 @@ class Regression(Adapter):
         return jnp.ones((*prefix.shape[:-1], 1), bool)
 
     def _predict(
-        self, hidden: Float[Array, "... D"], proprio: Float[Array, "... P"]
+        self,
+        hidden: Float[Array, "... D"],
+        proprio: Float[Array, "... P"],
+        tokens: Float[Array, "... A"],
+        committed: Bool[Array, "... A"],
     ) -> Float[Array, "... A"]:
         # In float32, whatever the model computes in: bfloat16 has 8 bits of precision.
         x = jnp.concatenate([hidden, proprio], axis=-1, dtype=jnp.float32)
-        x = jax.nn.relu(self.layer1(x))
-        x = jax.nn.relu(self.layer2(x))
+        x = self.layer1(x)
+        if self.max_delay:
+            given = jnp.where(committed, tokens, 0)
+            x += self.prefix(jnp.concatenate([given, committed], axis=-1, dtype=jnp.float32))
+        x = jax.nn.relu(self.layer2(jax.nn.relu(x)))
         return self.output(x)
 
     def loss(
@@ -86,7 +99,19 @@ class Regression(Adapter):
         proprio: Float[Array, "B T P"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean squared error over normalised dimensions; see ``Adapter.loss``."""
-        error = jnp.square(self._predict(hidden[..., 0, :], proprio) - tokens).mean(-1)
+        return self.loss_after(hidden, tokens, mask, proprio, jnp.zeros(tokens.shape, bool))
+
+    def loss_after(
+        self,
+        hidden: Float[Array, "B T 1 D"],
+        tokens: Float[Array, "B T A"],
+        mask: Bool[Array, "B T"],
+        proprio: Float[Array, "B T P"],
+        committed: Bool[Array, "B T A"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """See ``Adapter.loss_after``."""
+        predicted = self._predict(hidden[..., 0, :], proprio, tokens, committed)
+        error = jnp.square(predicted - tokens).mean(-1, where=~committed)
         return jnp.where(mask, error, 0).sum() / jnp.maximum(mask.sum(), 1), {}
 
     def log_prob(
@@ -106,4 +131,18 @@ class Regression(Adapter):
         key: Keys | None = None,
     ) -> Float[Array, "B A"]:
         """Returns the predicted normalised action; see ``Adapter.sample``."""
-        return self._predict(hidden, proprio)
+        none = jnp.zeros((len(hidden), len(self.statistics.action.min)))
+        return self._predict(hidden, proprio, none, none.astype(bool))
+
+    def sample_after(
+        self,
+        hidden: Float[Array, "B D"],
+        proprio: Float[Array, "B P"],
+        extend: Extend,
+        state: Any,
+        key: Keys | None,
+        prefix: Float[Array, "B A"],
+        committed: Bool[Array, "B A"],
+    ) -> Float[Array, "B A"]:
+        """Returns the predicted normalised chunk; see ``Adapter.sample_after``."""
+        return jnp.where(committed, prefix, self._predict(hidden, proprio, prefix, committed))

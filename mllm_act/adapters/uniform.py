@@ -1,13 +1,15 @@
 """Uniform: each action dimension in equal bins over [-1, 1], one token per dimension (arXiv 2406.07904, 3.2.3)."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_act.adapters.action_tokens import ActionTokenAdapter
-from mllm_act.adapters.base import Vocabulary
+from mllm_act.adapters.base import Extend, Vocabulary
+from mllm_act.adapters.token_filter import Keys
 from mllm_act.normalization import Statistics
 
 
@@ -29,6 +31,41 @@ class Uniform(ActionTokenAdapter):
     ) -> "Uniform":
         """See ``Adapter.make``."""
         return cls(statistics, vocabulary, len(statistics.action.min), config.bins, rngs)
+
+    def take_prefix(self, chunk: int, max_delay: int, rngs: nnx.Rngs) -> None:
+        """See ``Adapter.take_prefix``. Tokens follow the order of the actions, so the prefix's are fed as they are."""
+        self.chunk, self.max_delay = chunk, max_delay
+
+    def loss_after(
+        self,
+        hidden: Float[Array, "B T M D"],
+        tokens: Int[Array, "B T M"],
+        mask: Bool[Array, "B T"],
+        proprio: Float[Array, "B T P"],
+        committed: Bool[Array, "B T M"],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """See ``Adapter.loss_after``."""
+        return self._cross_entropy(hidden, tokens, mask, ~committed)
+
+    def sample_after(
+        self,
+        hidden: Float[Array, "B D"],
+        proprio: Float[Array, "B P"],
+        extend: Extend,
+        state: Any,
+        key: Keys | None,
+        prefix: Int[Array, "B M"],
+        committed: Bool[Array, "B M"],
+    ) -> Int[Array, "B M"]:
+        """See ``Adapter.sample_after``."""
+        tokens = prefix[:, :0]
+        for j in range(self.tokens_per_action):
+            tokens = self._add_token(hidden, tokens, key)
+            taken = jnp.where(committed[:, j], prefix[:, j], tokens[:, j])
+            tokens = tokens.at[:, j].set(taken)
+            if j + 1 < self.tokens_per_action:
+                hidden, state = extend(self.embed(tokens[:, -1:])[:, 0], state)
+        return tokens
 
     def to_codes(self, action: Float[Array, "... A"]) -> Int[Array, "... A"]:
         """Returns the bin of each dimension; values outside [-1, 1] fall into the outermost bins."""

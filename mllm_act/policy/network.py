@@ -7,12 +7,12 @@ checkpoint contains one, so that acting needs neither a config file nor a preset
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections.config_dict import ConfigDict
 
 from mllm_act import placement
@@ -27,6 +27,7 @@ from mllm_act.normalization import Statistics
 
 FORMAT = 3  # of a checkpoint's JSON; 1 was that of mllm_act 0.1.0, 2 had no normalisation
 NOISE = 2**32 - 1  # the key of a bridge's noise is this part of an update's
+DELAY = 2**32 - 3  # that of the delays; 2**32 - 2 is taken by augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EmbodimentConfig:
       cameras: the cameras whose images the model sees, in alphabetical order.
       context: T, the steps of a window.
       chunk: H, the number of actions per decision.
+      max_delay: how many of them may be committed before it; see ``Adapter.take_prefix``.
     """
 
     adapter: str
@@ -46,6 +48,7 @@ class EmbodimentConfig:
     cameras: tuple[str, ...]
     context: int
     chunk: int
+    max_delay: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EmbodimentConfig":
@@ -135,6 +138,15 @@ def override_model(model: MLLMConfig, config: ConfigDict) -> MLLMConfig:
     return dataclasses.replace(model, language=dataclasses.replace(model.language, lora=changed))
 
 
+@no_type_check  # JAX rebuilds it with shapes in place of arrays
+@struct.dataclass
+class Prefix:
+    """The first actions of each of B chunks, already committed, in their units. What follows them is not read."""
+
+    actions: Float[Array, "B HA"]
+    count: Int[Array, " B"]
+
+
 class PolicyNetwork(nnx.Module):
     """Everything that has parameters: one model, and the adapter of each embodiment by name."""
 
@@ -153,7 +165,7 @@ class PolicyNetwork(nnx.Module):
         Args:
           name: the embodiment.
           batch: of windows.
-          key: turns dropout on.
+          key: turns dropout on, and draws delays where some actions may be committed.
           skip_padding: for batches that are mostly padding, whose images are then not encoded: the number of equal
             shards that the devices split the batch into.
         """
@@ -161,7 +173,12 @@ class PolicyNetwork(nnx.Module):
         tokens = jax.lax.stop_gradient(self.adapters[name].encode(batch.action))
         adapter, hidden = self.hidden(name, observation, tokens, key, skip_padding)
         proprio = adapter.statistics.normalize_proprio(observation.proprio)
-        return adapter.loss(hidden, tokens, observation.mask, proprio)
+        if key is None or not adapter.max_delay:
+            return adapter.loss(hidden, tokens, observation.mask, proprio)
+        key = jax.random.fold_in(key, DELAY)
+        delay = jax.random.randint(key, observation.mask.shape, 0, adapter.max_delay + 1)
+        committed = adapter.committed(delay)
+        return adapter.loss_after(hidden, tokens, observation.mask, proprio, committed)
 
     def hidden(
         self,
@@ -213,6 +230,7 @@ class PolicyNetwork(nnx.Module):
         proprio: Float[Array, "B P"],
         past: Array,
         key: Keys | None = None,
+        prefix: Prefix | None = None,
     ) -> Array:
         """Decodes the action tokens of the newest step.
 
@@ -224,6 +242,7 @@ class PolicyNetwork(nnx.Module):
           proprio: of the newest step, in the environment's units.
           past: action tokens of the steps so far [B, T, ...]; those of the newest step are not read.
           key: draws from the distribution, with one for the batch or one per row; without it decoding is greedy.
+          prefix: the chunk's committed actions, where the adapter takes some.
 
         Returns:
           The tokens; ``adapters[name].decode`` turns them into the action.
@@ -234,7 +253,10 @@ class PolicyNetwork(nnx.Module):
             fed = fed[..., :0, :]
         hidden, state = self.mllm.prefill(reading, latents, step_mask, fed)
         proprio = adapter.statistics.normalize_proprio(proprio)
-        return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
+        if prefix is None:
+            return adapter.sample(hidden, proprio, self.mllm.extend, state, key)
+        given, committed = adapter.encode(prefix.actions), adapter.committed(prefix.count)
+        return adapter.sample_after(hidden, proprio, self.mllm.extend, state, key, given, committed)
 
     def adapter(self, name: str) -> Adapter:
         """Returns the adapter of an embodiment, with the language model's tables for one computation."""
@@ -278,9 +300,17 @@ def build_adapter(
         )
     language = model.language
     vocabulary = Vocabulary(language.vocabulary, language.width, language.action_tokens)
-    return adapter_class(config.adapter).make(
+    adapter = adapter_class(config.adapter).make(
         config.adapter_config, statistics.chunked(config.chunk), vocabulary, rngs
     )
+    if config.max_delay:
+        if not 0 < config.max_delay < config.chunk:
+            raise UserError(
+                f"config.max_delay: expected 0 to {config.chunk - 1}, less than the {config.chunk} actions of a chunk, "
+                f"found {config.max_delay}; lower it, or raise config.chunk"
+            )
+        adapter.take_prefix(config.chunk, config.max_delay, rngs)
+    return adapter
 
 
 def longest_prompt(model: MLLMConfig, embodiment: EmbodimentConfig, tokens_per_action: int) -> int:

@@ -34,6 +34,7 @@ from mllm_act.policy.network import (
     EmbodimentConfig,
     NetworkConfig,
     PolicyNetwork,
+    Prefix,
     empty_tokens,
     longest_prompt,
 )
@@ -108,6 +109,7 @@ class Policy:
         adapter, model = network.adapters[name], network.mllm.config
         self._reads_instruction = network.mllm.bridge.reader is not None
         self._cameras, self.proprios = embodiment.cameras, len(adapter.statistics.proprio.mean)
+        self.actions = len(adapter.statistics.action.min) // embodiment.chunk
         self.longest_prompt = longest_prompt(model, embodiment, adapter.tokens_per_action)
         self._prompts: dict[str, list[int]] = {}
         # The steps are updated in place: arrays keep their addresses, and a GPU can replay its recorded launches.
@@ -145,8 +147,7 @@ class Policy:
         latents = jnp.zeros((batch, self.context, count, network.mllm.width), config.dtype)
         tokens = empty_tokens(adapter, batch, self.context)
         chunk = self.embodiment.chunk
-        actions = len(adapter.statistics.action.min) // chunk
-        plan = chunks.start(batch, chunk, actions, self._ensembling is not None)
+        plan = chunks.start(batch, chunk, self.actions, self._ensembling is not None)
         features = []
         if self._reads_instruction:
             shape = (batch, self.context, config.vision.patches, config.vision.width)
@@ -276,8 +277,12 @@ class Policy:
         first: Bool[Array, " B"],
         steps: Steps,
         key: Keys | None,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B A"], Steps]:
-        """Computes ``act`` for read prompts; traceable. Returns the actions and what is remembered from now on."""
+        """Computes ``act`` for read prompts; traceable. Returns the actions and what is remembered from now on.
+
+        A chunk that is decided on begins with the actions of ``prefix``.
+        """
         network = self._network(parameters)
         seen = network.mllm.features({camera: image[:, None] for camera, image in images.items()})
         newest = network.mllm.bridged(seen, reading.instruction)
@@ -302,8 +307,12 @@ class Policy:
         due = chunks.due(plan)
 
         def decide() -> tuple[Array, Array]:
-            tokens = network.act(self.name, reading, latents, step_mask, proprio, past, key)
-            return tokens, network.adapters[self.name].decode(tokens)
+            tokens = network.act(self.name, reading, latents, step_mask, proprio, past, key, prefix)
+            adapter = network.adapters[self.name]
+            chunk = adapter.decode(tokens)
+            if prefix is not None:  # exactly, whatever decoding rounds
+                chunk = jnp.where(adapter.committed(prefix.count), prefix.actions, chunk)
+            return tokens, chunk
 
         def wait() -> tuple[Array, Array]:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(decide))

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from mllm_act.errors import UserError
 from mllm_act.models.mllm import Reading
 from mllm_act.policy import chunks
+from mllm_act.policy.network import Prefix
 from mllm_act.policy.policy import Policy, Steps
 from mllm_act.policy.prompt import pad
 
@@ -169,6 +170,7 @@ class Slots:
         first: Bool[np.ndarray, " B"],
         decide: Bool[np.ndarray, " B"],
         words: UInt32[np.ndarray, "B 2"] | None = None,
+        committed: Sequence[Float[np.ndarray, "_ A"] | None] | None = None,
     ) -> tuple[Float[np.ndarray, "B chunk A"], Float[np.ndarray, "B A"]]:
         """Takes one observation into each of the slots, and decides.
 
@@ -179,6 +181,8 @@ class Slots:
           first: which begin an episode with this observation.
           decide: which decide on a new chunk now, even if the last one is not used up.
           words: of each row's random key; needed if and only if it samples.
+          committed: the actions of each that are executed from this observation on while it is decided; at most
+            ``max_delay`` of the policy. The chunk begins with them.
 
         Returns:
           The newest chunk of each, H actions, and the action to take now, in the environment's units.
@@ -204,10 +208,24 @@ class Slots:
             padded(first),
             padded(decide),
             None if words is None else padded(words),
+            self._prefix(committed or [], size),
             steps=self._steps,
         )
         action, chunk = jax.device_get((action, chunk))
         return chunk[:batch], action[:batch]
+
+    def _prefix(
+        self, committed: Sequence[Float[np.ndarray, "_ A"] | None], size: int
+    ) -> Prefix | None:
+        embodiment = self.policy.embodiment
+        if not embodiment.max_delay:
+            return None
+        actions = np.zeros((size, embodiment.chunk, self.policy.actions), np.float32)
+        count = np.zeros(size, np.int32)
+        for i, given in enumerate(committed):
+            if given is not None:
+                actions[i, : len(given)], count[i] = given, len(given)
+        return Prefix(actions.reshape(size, -1), count)  # type: ignore[arg-type]
 
     def _compute(
         self,
@@ -219,6 +237,7 @@ class Slots:
         first: Bool[Array, " B"],
         decide: Bool[Array, " B"],
         words: UInt32[Array, "B 2"] | None,
+        prefix: Prefix | None,
         steps: Steps,
     ) -> tuple[Float[Array, "B A"], Float[Array, "B chunk A"], Steps]:
         some = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), steps)
@@ -230,7 +249,9 @@ class Slots:
             None if instruction is None else instruction.at[rows].get(mode="clip"),
         )
         key = None if words is None else jax.random.wrap_key_data(words, impl="threefry2x32")
-        action, some = self.policy.compute(parameters, read, images, proprio, first, some, key)
+        action, some = self.policy.compute(
+            parameters, read, images, proprio, first, some, key, prefix
+        )
         steps = jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), steps, some)
         return action, some.plan.chunks[:, -1], steps
 

@@ -196,6 +196,7 @@ class Batcher:
             np.array([work.first for work in works]),
             np.array([not work.step_by_step for work in works]),
             words,
+            [o.committed for o in seen],
         )
 
 

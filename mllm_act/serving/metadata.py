@@ -99,7 +99,7 @@ def describe(
         "chunk": policy.embodiment.chunk,
         "context": policy.context,
         "history": meta["network"]["model"]["history"],
-        "max_delay": 0,
+        "max_delay": policy.embodiment.max_delay if ensembling is None else 0,
         "sample": sample,
         "ensembling": ensembling,
         "embodiment": name,

@@ -46,6 +46,7 @@ class Recorder:
         row = {
             "step": step, "reset": step == 0, "step_by_step": request.step_by_step, PROMPT: seen.instruction,
             STATE: seen.proprio, "actions": actions,
+            "committed": actions[:0] if seen.committed is None else seen.committed,
             **{IMAGE.format(camera): image for camera, image in seen.images.items()},
         }  # fmt: skip
         if seen.random_key is not None:
@@ -66,8 +67,7 @@ class Recorder:
         while (item := self._queue.get()) is not None:
             session, row = item
             waiting = rows.setdefault(session, [])
-            # Answers of one file have one shape.
-            if waiting and waiting[0]["step_by_step"] != row["step_by_step"]:
+            if waiting and _shapes(waiting[0]) != _shapes(row):
                 self._write(session, rows.pop(session))
             waiting = rows.setdefault(session, [])
             waiting.append(row)
@@ -85,6 +85,11 @@ class Recorder:
                 np.savez(partial, allow_pickle=False, **stacked)
         except OSError as error:
             print(f"notice: {self._folder}: {error}; {len(rows)} requests are not recorded")
+
+
+def _shapes(row: dict[str, Any]) -> tuple[int, ...]:
+    """Returns what may differ between requests, but not within a file."""
+    return *row["actions"].shape, len(row["committed"])
 
 
 def _bytes(row: dict[str, Any]) -> int:

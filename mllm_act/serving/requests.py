@@ -7,6 +7,8 @@ An observation has one key for each camera, ``observation/state`` and ``prompt``
   when the chunk is used up. Without it every observation is decided on, and answered by a whole chunk, [H, A];
 * ``random_key`` (uint32[2]): draws the action, where the server samples; drawn by the server where it is missing;
 * ``latest`` (bool): the observation may be dropped if a newer message of the client is already there;
+* ``committed`` (float32[d, A]): the actions that the robot executes from this observation on until the answer, at most
+  ``max_delay`` of the metadata; the chunk begins with them;
 * ``obs_id``, ``timestamp`` (a number or a text of at most 128 characters): come back in the answer;
 * ``resume`` (text), alone: go on with the session of this id.
 """
@@ -27,7 +29,7 @@ from mllm_act.serving.metadata import IMAGE, PROMPT, STATE
 
 FLAGS = ("reset", "step_by_step", "latest")
 ECHOED = ("obs_id", "timestamp")
-EXTRAS = (*FLAGS, *ECHOED, "random_key", "resume")
+EXTRAS = (*FLAGS, *ECHOED, "random_key", "committed", "resume")
 TEXT = 4096  # characters of an instruction, at most
 
 
@@ -40,6 +42,7 @@ class Observation:
     instruction: str
     prompt: list[int]  # its token ids
     random_key: UInt32[np.ndarray, " 2"] | None
+    committed: Float[np.ndarray, "_ A"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Checker:
         proprios: int,
         encode: Any,
         sample: bool,
+        actions: int,
+        max_delay: int,
     ) -> None:
         """Makes one.
 
@@ -71,7 +76,10 @@ class Checker:
           proprios: how many numbers of proprioception.
           encode: instruction -> token ids of its prompt; raises UserError for one that is too long.
           sample: whether the server samples.
+          actions: A, the numbers of an action.
+          max_delay: how many actions may be committed.
         """
+        self._actions, self._max_delay = actions, max_delay
         self._cameras = {IMAGE.format(camera): camera for camera in shapes}
         self._shapes, self._proprios, self._encode, self._sample = shapes, proprios, encode, sample
         self._needed = (*self._cameras, STATE, PROMPT)
@@ -165,7 +173,9 @@ class Checker:
             raise UserError(
                 f"{PROMPT}: expected a text of at most {TEXT} characters, found {_found(text)}"
             )
-        return Observation(images, proprio, text, self.prompt(text), self._key(message))
+        return Observation(
+            images, proprio, text, self.prompt(text), self._key(message), self._committed(message)
+        )
 
     def prompt(self, text: str) -> list[int]:
         """Returns the token ids of an instruction's prompt; raises UserError if there are too many."""
@@ -187,6 +197,32 @@ class Checker:
         if not isinstance(key, np.ndarray) or key.shape != (2,) or key.dtype != np.uint32:
             raise UserError(f"random_key: expected uint32[2], found {_found(key)}")
         return key
+
+    def _committed(self, message: Mapping[str, Any]) -> np.ndarray | None:
+        given = message.get("committed")
+        if given is None:
+            return None
+        if not self._max_delay:
+            raise UserError(
+                "committed: expected it only for a policy trained with config.max_delay, found it; leave it out"
+            )
+        if message.get("step_by_step"):
+            raise UserError("committed: expected it only with whole chunks, found step_by_step")
+        if (
+            not isinstance(given, np.ndarray)
+            or given.dtype.kind not in "iuf"
+            or given.ndim != 2
+            or not 1 <= len(given) <= self._max_delay
+            or given.shape[1] != self._actions
+        ):
+            raise UserError(
+                f"committed: expected float32[d, {self._actions}], d from 1 to {self._max_delay}, found {_found(given)}"
+            )
+        with np.errstate(over="ignore"):
+            given = given.astype(np.float32)
+        if not np.isfinite(given).all():
+            raise UserError(f"committed: expected finite numbers, found {given.tolist()}")
+        return given
 
     def _image(self, key: str, image: Any) -> np.ndarray:
         shape = self._shapes[self._cameras[key]]

@@ -32,7 +32,7 @@ from mllm_act.training.processes import processes
 
 # Keys of a config that belong to its embodiment, besides ``data.directory`` and ``data.context``.
 KEYS = (
-    "adapter", "chunk", "tokenizer", "normalization", "actions", "prompt_template", "prompt_tokens",
+    "adapter", "chunk", "max_delay", "tokenizer", "normalization", "actions", "prompt_template", "prompt_tokens",
 )  # fmt: skip
 
 
@@ -360,6 +360,7 @@ def _embodiment_config(source: Source, text_tokenizer: str) -> EmbodimentConfig:
         cameras=source.dataset.cameras,
         context=config.data.context,
         chunk=config.chunk,
+        max_delay=config.max_delay,
     )
 
 

@@ -64,6 +64,35 @@ def test_what_was_executed_meanwhile_is_skipped() -> None:
     assert [a.tolist() for a in found] == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 4], [2, 5]]
 
 
+def test_the_actions_of_the_longest_recent_delay_are_committed() -> None:
+    """At first as many as the policy takes; of the plan, from the observation on."""
+    server = Server()
+    server.metadata["max_delay"] = 3
+    with ChunkClient(server, ahead=2) as policy:
+        for step in range(9):
+            policy.act({"step": step})
+            settle(policy)
+    asked = [seen for seen in server.seen if "step_by_step" not in seen]
+    assert [seen["step"] for seen in asked] == [0, 2, 4, 6, 8]
+    assert "committed" not in asked[0]
+    # Two are left where three could be committed; the delay is 1 at most from then on, as answers come at once.
+    assert asked[1]["committed"].tolist() == [[1, 2], [1, 3]]
+    assert all(seen["committed"].dtype == np.float32 for seen in asked[1:])
+    policy._delays.clear()
+    policy._delays.append(1)
+    policy._plan = {9: np.zeros(2), 10: np.ones(2)}
+    assert np.array(policy._committed(9)).tolist() == [[0, 0]]
+
+
+def test_a_policy_without_delays_is_told_no_actions() -> None:
+    server = Server()
+    with ChunkClient(server, ahead=2) as policy:
+        for step in range(5):
+            policy.act({"step": step})
+            settle(policy)
+    assert not any("committed" in seen for seen in server.seen)
+
+
 def test_the_last_action_is_held_and_then_it_stops() -> None:
     server = Server()
     with ChunkClient(server, ahead=2, stale=2) as policy:

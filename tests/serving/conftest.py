@@ -21,7 +21,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = load_config(str(ROOT / "configs/policy/metaworld.py:uniform"))
         config.data.directory = str(tiny_rlds.write_lengths(home / "data", [[5, 4]]))
         config.steps, config.data.batch_size, config.adapter.bins = 0, 2, 16
-        config.chunk, config.context = 4, 3
+        config.chunk, config.context, config.max_delay = 4, 3, 2
         train.main(config, home / "policy")
 
     return once(tmp_path_factory, "served_policy", make) / "policy"

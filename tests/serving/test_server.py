@@ -152,7 +152,24 @@ BAD = {
     "obs_id: expected a number or a text": {"obs_id": [1]},
     "random_key: expected it only where the server samples": {"random_key": np.zeros(2, np.uint32)},
     "resume: expected it alone": {"resume": "me"},
+    "committed: expected float32[d, 4], d from 1 to 2, found float32[3, 4]": {
+        "committed": np.zeros((3, 4), np.float32)
+    },
+    "committed: expected finite numbers": {"committed": np.full((1, 4), np.inf, np.float32)},
+    "committed: expected it only with whole chunks": {
+        "committed": np.zeros((1, 4), np.float32),
+        "step_by_step": True,
+    },
 }
+
+
+def test_an_answer_begins_with_the_committed_actions(server: Running) -> None:
+    with Client(server.url) as client:
+        assert client.metadata["max_delay"] == 2
+        given = client.infer(observation(0) | {"reset": True})["actions"][:2] * 0.5
+        answer = client.infer(observation(1) | {"committed": given})["actions"]
+        np.testing.assert_array_equal(answer[:2], given)
+        assert answer.shape == (4, 4)
 
 
 def test_a_bad_message_is_answered_by_name_and_the_connection_goes_on(server: Running) -> None:

@@ -67,6 +67,26 @@ def test_deciding_gives_a_whole_chunk(loaded: Loaded) -> None:
     np.testing.assert_array_equal(second, chunk[:, 1])
 
 
+@pytest.mark.slow
+def test_a_chunk_begins_with_the_committed_actions(loaded: Loaded) -> None:
+    """Of each episode as many as it has; none gives the plain chunk."""
+    slots, rows = loaded[0], [observation(0), observation(0)]
+    yes = np.array([True, True])
+
+    def chunks(committed: list[np.ndarray | None]) -> np.ndarray:
+        slots.clear()
+        for slot in (0, 1):
+            slots.read(slot, slots.encode("do task 0"), again=False)
+        return slots.act([0, 1], *arrays(rows), yes, yes, None, committed)[0]
+
+    plain = chunks([None, None])
+    given = plain[0, :2] * 0.7 + 0.01
+    found = chunks([given, None])
+    np.testing.assert_array_equal(found[0, :2], given)
+    np.testing.assert_array_equal(found[1], plain[1])
+    np.testing.assert_array_equal(chunks([plain[0, :2], plain[1, :1]]), plain)
+
+
 def test_a_long_prompt_is_refused(loaded: Loaded) -> None:
     with pytest.raises(
         UserError, match="prompt: expected .* at most 16 tokens, found .*--prompt-tokens="

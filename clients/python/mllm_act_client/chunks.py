@@ -3,6 +3,10 @@
 A chunk of H actions begins with the observation that it was asked for. While the answer is on its way the robot goes
 on with the actions it has. When it arrives, as many of its first actions lie in the past as were executed since, and
 are skipped. This delay is a difference of step numbers, never an estimate of time.
+
+A policy trained for it (``max_delay`` in the metadata) is told the actions that the robot goes on with: as many as the
+longest of the last ``RECENT`` delays, at first ``max_delay``. The answer begins with them, so that the next actions
+continue them.
 """
 
 import collections
@@ -11,6 +15,8 @@ import threading
 import numpy as np
 
 from mllm_act_client.client import SessionLost
+
+RECENT = 10  # chunks whose delays are remembered
 
 
 class Stale(RuntimeError):
@@ -40,6 +46,8 @@ class ChunkClient:
             raise ValueError(f"ahead: expected 0 to {self._length - 1}, found {self._ahead}")
         # In between, observations are sent too where the policy remembers them.
         self._all = self._length > 1 and client.metadata.get("context", 1) > 1
+        self._max_delay = client.metadata.get("max_delay", 0)
+        self._delays = collections.deque([self._max_delay], RECENT)
         self._changed = threading.Condition()
         self._outbox = collections.deque()
         self._asked = None  # the step of the observation whose chunk is on its way
@@ -105,8 +113,20 @@ class ChunkClient:
             message["step_by_step"] = True  # only seen
         else:
             self._asked = step
+            committed = self._committed(step)
+            if committed:
+                message["committed"] = np.stack(committed).astype(np.float32)
         self._outbox.append((self._episode, step, ask, message))
         self._changed.notify_all()
+
+    def _committed(self, step):
+        """Returns the planned actions that are executed while the answer is on its way, without a gap."""
+        actions = []
+        while len(actions) < min(max(self._delays), self._max_delay):
+            if step + len(actions) not in self._plan:
+                break
+            actions.append(self._plan[step + len(actions)])
+        return actions
 
     def _talk(self):
         while True:
@@ -133,6 +153,8 @@ class ChunkClient:
     def _take(self, begin, actions):
         """Puts a chunk that begins at a step into the plan; what lies in the past is skipped."""
         self.delay = self._step - begin
+        if begin or not self._max_delay:  # the first chunk of an episode is waited for
+            self._delays.append(self.delay)
         self._asked = None
         overlap = [step for step in self._plan if step >= self._step]
         new = {begin + i: action for i, action in enumerate(actions) if begin + i >= self._step}
