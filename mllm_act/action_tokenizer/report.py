@@ -168,6 +168,7 @@ def _plot(precision: Precision, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     dims, books = len(precision.rows), len(precision.codes)
     columns = max(dims, books)
@@ -184,6 +185,8 @@ def _plot(precision: Precision, path: Path) -> None:
         axes[1, d].axvline(row["p95"], color="tab:orange", lw=1, label="95 % within")
         axes[1, d].axvline(-row["p95"], color="tab:orange", lw=1)
         axes[1, d].set(yscale="log", xlabel="error", ylabel="actions" if d == 0 else "")
+        axes[1, d].set_ylim(bottom=0.5)
+        axes[1, d].yaxis.set_minor_formatter(NullFormatter())
         axes[1, d].set_title(f"RMSE {row['rmse']:.2g} {row['unit']}", fontsize=10)
         axes[1, d].ticklabel_format(axis="x", scilimits=(-3, 3))
     axes[1, 0].legend(fontsize=8)
@@ -195,7 +198,8 @@ def _plot(precision: Precision, path: Path) -> None:
         title = f"codebook {q + 1}: {book['use']:.0%} used, perplexity {book['perplexity']:.0f}"
         axes[2, q].set_title(title, fontsize=10)
         axes[2, q].set(xlabel="codes, by use", ylabel="share of tokens" if q == 0 else "")
-        axes[2, q].set_yscale("log")
+        axes[2, q].set(yscale="log", ylim=(0.5 / counts.sum(), 1))
+        axes[2, q].yaxis.set_minor_formatter(NullFormatter())
     for row_axes, count in zip(axes, (dims, dims, books), strict=True):
         for axis in row_axes[count:]:
             axis.axis("off")
