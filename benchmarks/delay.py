@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delays", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--envs", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=2, help="processes of simulators")
     flags = parser.parse_args()
     workdirs = {
         max_delay: train(flags.out, flags.data, flags.adapter, flags.steps, flags.seed, max_delay)
@@ -103,7 +104,7 @@ def main() -> None:
         shapes = image_shapes(policy, {})
         slots = Slots(policy, flags.envs, (flags.envs,), policy.prompt.length, shapes)
         tasks = ",".join(policy.meta["dataset"][policy.name]["tasks"])
-        with EnvPool("metaworld", flags.envs) as pool:
+        with EnvPool("metaworld", flags.envs, flags.workers) as pool:
             for delay in flags.delays:
                 todo = episodes("metaworld", tasks, "test")
                 for _ in play(pool, todo, HORIZON, Delayed(slots, delay), f"delay {delay}"):
