@@ -1,6 +1,5 @@
 """Set-up of all tests: fast compilation, shapes checked at run time, repeatable properties."""
 
-import gc
 import os
 import signal
 import sys
@@ -44,9 +43,6 @@ def compiled(loader: _JaxtypingLoader, name: str) -> CodeType:
 _JaxtypingLoader.get_code = compiled
 _JaxtypingLoader.exec_module = SourceFileLoader.exec_module
 install_import_hook(("mllm_act", "data_pipelines"), "tests.shape_checks.checked")
-
-# Tracing makes millions of objects and little garbage: looking for it after every 700 took 6 % of the time.
-gc.set_threshold(50_000)
 
 # A shell starts its background jobs with Ctrl-C ignored, and so would the programs be that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
