@@ -79,6 +79,7 @@ RANGES: Mapping[str, Range | Choice] = {
     "epochs": Range(0, 10**6, open_low=True),
     "weight": POSITIVE,
     "chunk": CHUNK,
+    "max_delay": Range(0, CHUNK.high),
     "normalization": Choice(("", *NORMALIZATIONS)),  # "": the tokenizer's
     "prompt_tokens": COUNT,
     "fit": Choice(FITS),
