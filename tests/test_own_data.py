@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 
 from data_pipelines.import_calvin import import_dataset as import_calvin
+from data_pipelines.import_lerobot import import_dataset as import_lerobot
 from mllm_act import evaluate, train, train_tokenizer
 from mllm_act.config import load_config
 from mllm_act.policy import Policy
-from tests.data_pipelines import public_layouts, tiny_calvin
+from tests.data_pipelines import public_layouts, tiny_calvin, tiny_lerobot
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-# An adapter for each; one with a tokenizer, and the simulator's. tests/data_pipelines/reading reads all layouts: what
-# another robot adds here is compilation, not another way through the program.
-ROBOTS = {"libero": "rvq", "calvin": "uniform", "robot_tensors": "regression"}
-EVALUATED = ("libero", "robot_tensors")
+# An adapter for each; one with a tokenizer, and the simulator's. tests/data_pipelines/reading reads the other layouts:
+# what another robot adds here is a minute of compilation, not another way through the program.
+ROBOTS = {
+    "libero": "rvq", "aloha": "uniform", "calvin": "regression", "robot_lerobot": "uniform",
+    "robot_tensors": "regression",
+}  # fmt: skip
+EVALUATED = ("libero", "robot_tensors")  # what a robot adds to the others' time is compilation
 SENTENCES = ("räume den Tisch ab 🧹", "把杯子放在桌子上", "ضع الكوب على الطاولة")
 HEADER = "from data_pipelines.mapping import DataMapping, Part\nMAPPING = DataMapping("
 FILES = {
@@ -40,14 +44,18 @@ def translate(episode: dict[str, Any]) -> None:
 def write(home: Path, name: str) -> tuple[Path, str]:
     """Writes a small set; returns its folder and its mapping."""
     folder, layout = home / name, name.removeprefix("robot_")
+    if layout == "lerobot":
+        import_lerobot(tiny_lerobot.write_v3(home / "source"), folder, workers=1)
+        return folder, str(folder / "mapping.py")
     if layout == "calvin":
         mini = tiny_calvin.MINI
         source = mini if mini.exists() else tiny_calvin.write(home / "calvin_source")
         import_calvin(source, folder, workers=1)
         return folder, name
     public_layouts.write_random(
-        folder, layout, (6, 5, 7), translate if layout == "libero" else lambda episode: None
-    )
+        folder, layout, (6, 5, 7), translate if layout == "libero" else lambda episode: None,
+        file_format="array_record" if layout == "aloha" else "tfrecord",
+    )  # fmt: skip
     if name in FILES:
         (home / f"{layout}.py").write_text(HEADER + FILES[name])
         return folder, str(home / f"{layout}.py")

@@ -24,16 +24,16 @@ SIZES = {"batch_size": 2, "context": 3, "shuffle_megabytes": 1}
 
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
 def test_mutated_files(tmp_path: Path, kind: Format) -> None:
-    counts = fuzz(kind, tmp_path, 25)
+    counts = fuzz(kind, tmp_path, 40)
     assert counts.keys() <= RIGHT, counts
-    assert counts["refused"] + counts["equal"] > 10, counts
+    assert counts["refused"] + counts["equal"] > 15, counts
 
 
 @pytest.mark.parametrize("kind", foreign_imports.FORMATS, ids=lambda kind: kind.name)
 def test_mutated_files_of_other_projects(tmp_path: Path, kind: Format) -> None:
-    counts = fuzz(kind, tmp_path, 40)
+    counts = fuzz(kind, tmp_path, 60)
     assert counts.keys() <= RIGHT, counts
-    assert counts["refused"] > 12, counts
+    assert counts["refused"] > 20, counts
 
 
 def edit(path: Path, *keys: Any, value: Any) -> None:
@@ -71,7 +71,7 @@ def test_a_template_of_file_names_that_leaves_the_folder_or_grows(
 
 @pytest.mark.parametrize(
     "lengths",
-    [["1000000000"], ["-2"], [2.5], [True], ["2e0"], [], ["0"], ["2"] * 5_000, "2", None],
+    [["1000000000"], ["-2"], [2.5], [True], ["2e0"], [], ["0"], ["2"] * 50_000, "2", None],
 )
 def test_lengths_of_shards_that_cannot_be(tmp_path: Path, lengths: Any) -> None:
     path = dataset("dataset_info.json", False, tmp_path / "rlds")

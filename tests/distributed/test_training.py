@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
-    "steps": 6, "checkpoint_every": 6, "validate_every": 6, "data.batch_size": 4, "validation_windows": 3,
+    "steps": 6, "checkpoint_every": 6, "validate_every": 2, "data.batch_size": 4, "validation_windows": 3,
 }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def convolved(
 ) -> Float[Array, "B S S D"]:
     """Returns the 3 x 3 convolution with zeros around the grid, as one product of each cell's neighbourhood.
 
-    The gradient of XLA's own convolution takes 60 times as long on CPUs where it is inside a condition or a loop.
+    The gradient of XLA's own convolution is far slower on CPUs where it is inside a condition or a loop.
     """
     side = x.shape[1]
     around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
