@@ -11,6 +11,7 @@ loop it has no chunk of future actions to encode.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from mllm_act import envs
 from mllm_act.action_tokenizer import Tokenizer
 from mllm_act.action_tokenizer.checkpoint import load_tokenizer
 from mllm_act.envs import play
@@ -125,7 +127,10 @@ def measure(
             )
         replay(pool, replayed, pool.spec.horizon, through_tokenizer(model, statistics, num_envs))
         replay(pool, expert, pool.spec.horizon, None)
-    results = {"replay": summarize(replayed, "all"), "expert": summarize(expert, "all")}
+    counted = functools.partial(
+        summarize, total="all", task_of=functools.partial(envs.task_of, env)
+    )
+    results = {"replay": counted(replayed), "expert": counted(expert)}
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "replay.csv", csv_rows(results))
     return results
