@@ -1,5 +1,6 @@
 """An untrained policy with chunks of four actions and a context of three steps, compiled once for all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from mllm_act import serve, train
 from mllm_act.config import load_config
 from mllm_act.policy import Policy
 from tests.data_pipelines import tiny_rlds
-from tests.serving.server_thread import Loaded
+from tests.serving.server_thread import Loaded, Running, running
 from tests.shared import once
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,12 @@ def policy(workdir: Path) -> Policy:
 @pytest.fixture(scope="session")
 def loaded(policy: Policy) -> Loaded:
     return serve.prepare(policy, sizes=(4,), sessions=8, prompt_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def server(loaded: Loaded) -> Iterator[Running]:
+    with running(loaded) as server:
+        yield server
 
 
 def observation(seed: int, text: str = "do task 0") -> dict[str, object]:
